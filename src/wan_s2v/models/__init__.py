@@ -1,0 +1,1 @@
+"""Architecture only: no file access, no device policy, no environment."""

@@ -1,0 +1,92 @@
+"""Layers that blocks and audio injectors share."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wan_s2v.ops.attention import attention
+from wan_s2v.ops.norm import rms_norm
+from wan_s2v.ops.rope import RotaryTable, apply_rotary
+
+
+class KeysValues(NamedTuple):
+    """Keys and values of an attention, ready for use: each (B, M, N, D)."""
+
+    k: Tensor
+    v: Tensor
+
+
+class RMSNorm(nn.Module):
+    """RMS norm over the full width, before the split into heads."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with RMS-normalised queries and keys; parameter names as in diffusers' Wan."""
+
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.to_q = nn.Linear(dim, dim)
+        self.to_k = nn.Linear(dim, dim)
+        self.to_v = nn.Linear(dim, dim)
+        self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
+        self.norm_q = RMSNorm(dim, eps)
+        self.norm_k = RMSNorm(dim, eps)
+
+    def keys_values(self, context: Tensor) -> KeysValues:
+        """Keys and values of (B, M, C) tokens; computed once where the context does not change with the step."""
+        context = context.to(self.to_k.weight.dtype)
+        return KeysValues(self._heads(self.norm_k(self.to_k(context))), self._heads(self.to_v(context)))
+
+    def forward(
+        self, x: Tensor, keys_values: KeysValues | None = None, rotary: RotaryTable | None = None
+    ) -> Tensor:
+        """Attend from x (B, L, C) to given keys and values, or to x itself; `rotary` turns q and own k."""
+        q = self._heads(self.norm_q(self.to_q(x)))
+        k, v = self.keys_values(x) if keys_values is None else keys_values
+        if rotary is not None:
+            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        return self.to_out[0](attention(q, k, v))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, -1))
+
+
+class MLP(nn.Module):
+    """Two linear layers under a name of their own: linear_1, activation, linear_2."""
+
+    def __init__(self, in_dim: int, dim: int, activation: str) -> None:
+        super().__init__()
+        self.activation = activation
+        self.linear_1 = nn.Linear(in_dim, dim)
+        self.linear_2 = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.linear_1(x)
+        hidden = F.silu(hidden) if self.activation == "silu" else F.gelu(hidden, approximate="tanh")
+        return self.linear_2(hidden)
+
+
+def sinusoidal_embedding(timestep: Tensor, dim: int) -> Tensor:
+    """(B,) timesteps → (B, dim) float32: cosines, then sines, of t · 10000^(-i / (dim/2)), in float64 inside."""
+    half = dim // 2
+    frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64, device=timestep.device) / half)
+    angles = timestep.double()[:, None] * frequencies
+    return torch.cat((angles.cos(), angles.sin()), dim=1).float()
+
+
+def linear_float32(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Apply a linear layer in float32 whatever the dtype of its weights."""
+    return F.linear(x.float(), layer.weight.float(), layer.bias.float())
