@@ -1,0 +1,72 @@
+"""Pixels ↔ latents.
+
+diffusers' `AutoencoderKLWan` stores latent means and deviations but does not apply them; here they are applied in the
+order of the official code, which costs no rounding. Pixels are in [-1, 1], (3, T, H, W); latents are (C, F, h, w) float32.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
+from torch import Tensor
+
+from wan_s2v.clips import FRAMES_PER_LATENT
+
+
+def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and 1/deviation per latent channel, (C, 1, 1, 1)."""
+    mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32, device=like.device)
+    std = torch.tensor(vae.config.latents_std, dtype=torch.float32, device=like.device)
+    return mean.view(-1, 1, 1, 1), (1.0 / std).view(-1, 1, 1, 1)
+
+
+@torch.no_grad()
+def encode_pixels(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
+    """Latents of 4k+1 frames: the posterior's mean, normalised.
+
+    Args:
+        pixels: (3, 1 + 4k, H, W) in [-1, 1].
+    Returns: (C, 1 + k, h, w) float32.
+    """
+    assert pixels.shape[1] % FRAMES_PER_LATENT == 1, pixels.shape
+    posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
+    latents = posterior.mode()[0].float()
+    mean, inverse_std = _statistics(vae, latents)
+    return (latents - mean) * inverse_std
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKLWan, latents: Tensor, num_frames: int) -> Tensor:
+    """Pixels of the last `num_frames` frames; those before warm the causal decoder up and are dropped one by one.
+
+    Args:
+        latents: (C, F, h, w), prefix included.
+        num_frames: at most 1 + 4 · (F - 1).
+    Returns: (3, num_frames, H, W) float32 in [-1, 1].
+    """
+    mean, inverse_std = _statistics(vae, latents)
+    z = (latents.float() / inverse_std + mean)[None].to(vae.device, vae.dtype)
+    total = 1 + FRAMES_PER_LATENT * (z.shape[2] - 1)
+    assert num_frames <= total, (num_frames, total)
+    x = vae.post_quant_conv(z)
+    cache: list[Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
+    kept, made = [], 0
+    for index in range(z.shape[2]):
+        frames = vae.decoder(x[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
+        made += frames.shape[2]
+        wanted = min(frames.shape[2], made - (total - num_frames))
+        if wanted > 0:
+            kept.append(frames[:, :, -wanted:])
+    pixels = torch.cat(kept, dim=2)
+    if vae.config.patch_size is not None:
+        pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
+    return pixels[0].float().clamp(-1, 1)
+
+
+def encode_pose(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
+    """Pose latents of one clip: (3, T, H, W), T a multiple of 4 → (C, T/4, h, w).
+
+    A copy of the first frame goes in front and its latent is dropped, so that latent f covers frames 4f … 4f+3.
+    """
+    return encode_pixels(vae, torch.cat((frames[:, :1], frames), dim=1))[:, 1:]
