@@ -16,7 +16,7 @@ MEDIA = TESTS / "media"
 def load_golden(name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors of one golden file, bfloat16 widened to float32, and its metadata."""
     with safe_open(GOLDENS / f"{name}.safetensors", "pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         metadata = dict(file.metadata() or {})
     return {k: v.float() if v.dtype == torch.bfloat16 else v for k, v in tensors.items()}, metadata
 

@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from wan_s2v.clips import ClipPlan
     from wan_s2v.errors import WanS2VError
     from wan_s2v.models.transformer import WanS2VTransformer
-    from wan_s2v.pipeline import S2VClip, S2VOutput, WanS2VPipeline
+    from wan_s2v.pipeline import WanS2VPipeline
+    from wan_s2v.result import S2VClip, S2VOutput
 
 __version__ = "0.1.0"
 __all__ = ["ClipPlan", "S2VClip", "S2VOutput", "WanS2VError", "WanS2VPipeline", "WanS2VTransformer", "__version__"]
 
 _HOMES = {
     "ClipPlan": "wan_s2v.clips",
-    "S2VClip": "wan_s2v.pipeline",
-    "S2VOutput": "wan_s2v.pipeline",
+    "S2VClip": "wan_s2v.result",
+    "S2VOutput": "wan_s2v.result",
     "WanS2VError": "wan_s2v.errors",
     "WanS2VPipeline": "wan_s2v.pipeline",
     "WanS2VTransformer": "wan_s2v.models.transformer",

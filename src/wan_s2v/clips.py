@@ -1,7 +1,7 @@
 """Time as integers: how many clips, which sound each one hears, which of its frames reach the video.
 
-The model makes frames at `model_fps` (16). "Model frame k" shows time k / model_fps of the sound. Nothing in here touches
-files, tensors or floats.
+The model makes frames at `model_fps` (16). "Model frame k" shows time k / model_fps of the sound. Nothing in here
+touches files, tensors or floats.
 """
 
 from __future__ import annotations
@@ -9,8 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
+from typing import Literal
 
 from wan_s2v.errors import UsageError
+
+Timing = Literal["aligned", "reference"]
 
 FRAMES_PER_LATENT = 4  # temporal stride of the VAE; a clip's length is a multiple of it
 MAX_FRAMES_PER_CLIP = 80  # what the published model was trained for
@@ -52,10 +55,10 @@ class ClipPlan:
 
     `model_frames` is what the clips keep, at `model_fps`; frames of the video that fall between two model frames are
     interpolated, so the duration never changes. In timing "aligned" kept frame k shows model frame k; in timing
-    "reference" it shows model frame k + 3 (unless the video starts from the reference image), as the official code does.
+    "reference" it shows model frame k + 3 (unless the video starts from the reference image), as officially.
     """
 
-    timing: str
+    timing: Timing
     fps: Fraction
     num_frames: int
     model_fps: int
@@ -141,7 +144,8 @@ def plan_aligned(
     for index in range(count):
         length = FRAMES_PER_LATENT * (units // count + (index < units % count))
         keep_stop = min(length, model_frames - start)
-        clips.append(Clip(index, start, length, skip if index == 0 else 0, keep_stop, start_from_reference or index > 0))
+        keep_start = 0 if index else skip
+        clips.append(Clip(index, start, length, keep_start, keep_stop, start_from_reference or index > 0))
         start += length
     return ClipPlan("aligned", fps, num_frames, model_fps, model_frames, tuple(clips))
 
@@ -166,9 +170,9 @@ def plan_reference(
     check_clip_options(frames_per_clip, num_clips, num_frames)
     count = audio_clips if num_clips is None else min(num_clips, audio_clips)
     skip = 0 if start_from_reference else WARM_UP_FRAMES
+    length = frames_per_clip
     clips = tuple(
-        Clip(r, r * frames_per_clip, frames_per_clip, skip if r == 0 else 0, frames_per_clip, start_from_reference or r > 0)
-        for r in range(count)
+        Clip(r, r * length, length, 0 if r else skip, length, start_from_reference or r > 0) for r in range(count)
     )
     model_frames = count * frames_per_clip - skip
     longest = frames_covered(model_frames, fps, model_fps)

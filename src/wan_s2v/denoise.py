@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ NUM_TRAIN_TIMESTEPS: Final = 1000
 SCHEDULERS: Final = ("unipc", "dpm++", "euler")
 _UNIPC_FIRST_SIGMA: Final = float(np.float32(0.999))  # as a double, 0.999 changes 17 of 44 official tables
 
-Scheduler = UniPCMultistepScheduler | DPMSolverMultistepScheduler | FlowMatchEulerDiscreteScheduler
+Scheduler: TypeAlias = UniPCMultistepScheduler | DPMSolverMultistepScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def make_scheduler(name: str, num_inference_steps: int, flow_shift: float, device: torch.device | str) -> Scheduler:
@@ -141,7 +141,8 @@ def denoise(
 def _check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).float().mean().item()
+        where = f"step {step + 1} of {count} (timestep {float(timestep):.0f})"
         raise NumericsError(
-            f"{bad:.1%} of {what} became NaN or infinite at step {step + 1} of {count} (timestep {float(timestep):.0f}). "
+            f"{bad:.1%} of {what} became NaN or infinite at {where}. "
             "Try torch_dtype=bfloat16 (float16 can overflow), fewer LoRAs, or check the weights with wan-s2v doctor."
         )

@@ -1,7 +1,8 @@
 """Pixels ↔ latents.
 
 diffusers' `AutoencoderKLWan` stores latent means and deviations but does not apply them; here they are applied in the
-order of the official code, which costs no rounding. Pixels are in [-1, 1], (3, T, H, W); latents are (C, F, h, w) float32.
+order of the official code, which costs no rounding. Pixels are in [-1, 1], (3, T, H, W); latents are (C, F, h, w) in
+float32.
 """
 
 from __future__ import annotations

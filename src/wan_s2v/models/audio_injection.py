@@ -127,7 +127,7 @@ class AudioInjector(nn.Module):
             normed = layer_norm(x, self.eps)
         else:
             normed = torch.addcmul(modulation.shift, layer_norm(x, ADAIN_EPS), 1 + modulation.scale)
-        attention = self.attentions[index]
+        attention = self._attentions()[index]
         return attention(normed.to(attention.to_q.weight.dtype), keys_values)
 
     def _attentions(self) -> list[Attention]:

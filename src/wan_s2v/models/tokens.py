@@ -6,7 +6,6 @@ Sequence: noise tokens (frame, row, column), reference tokens, then motion token
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ REFERENCE_TIME = 30  # time position of the reference image, whatever the clip's
 MOTION_BUCKETS = (1, 2, 16)  # latent frames packed at patch sizes x1, x2, x4, newest first
 
 
-class Grid(NamedTuple):
+@dataclass(frozen=True)
+class Grid:
     """A block of tokens on three axes: first position, number of tokens, and span of positions they cover."""
 
     origin: tuple[int, int, int]
@@ -36,8 +36,9 @@ def axis_positions(origin: int, count: int, span: int) -> np.ndarray:
 
 def grid_positions(grid: Grid) -> Tensor:
     """(tokens, 3) int64 positions of a grid in order time, row, column."""
-    axes = [torch.from_numpy(axis_positions(*axis)) for axis in zip(*grid, strict=True)]
-    return torch.cartesian_prod(*axes).reshape(-1, 3)
+    axes = zip(grid.origin, grid.count, grid.span, strict=True)
+    positions = [torch.from_numpy(axis_positions(*axis)) for axis in axes]
+    return torch.cartesian_prod(*positions).reshape(-1, 3)
 
 
 def motion_grids(latent_height: int, latent_width: int, patch: tuple[int, int]) -> tuple[Grid, ...]:

@@ -1,8 +1,8 @@
 """The S2V transformer: one step is `noise_pred = transformer(latents, timestep, conditioning)`.
 
 Everything that does not change from step to step is computed once per clip by `prepare_scene`, `prepare_text` and
-`prepare_audio` and handed in as `Conditioning`. The residual stream, norms and modulation are float32; linear layers and
-attention run in the dtype of the weights.
+`prepare_audio` and handed in as `Conditioning`. The residual stream, norms and modulation are float32; linear layers
+and attention run in the dtype of the weights.
 
 Source: Wan-Video/Wan2.2 `wan/modules/s2v/model_s2v.py`.
 """

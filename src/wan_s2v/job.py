@@ -1,0 +1,126 @@
+"""The state of one run, and the transformers of one clip with everything they are conditioned on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from wan_s2v.audio import AudioFeatures, reference_num_clips
+from wan_s2v.clips import Clip
+from wan_s2v.denoise import Expert, is_high_noise
+from wan_s2v.image import Framing
+from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
+from wan_s2v.plan import GenerationPlan
+from wan_s2v.video import PoseVideo
+
+
+@dataclass
+class Job:
+    """What the clips of one run share, and the state that each hands to the next.
+
+    Args:
+        prompt_embeds, negative_prompt_embeds: (L, C); the negative ones where guidance needs them.
+        reference_latents: (C, 1, h, w).
+        history: (3, motion_frames, H, W) float32 pixels in [-1, 1], the last ones made.
+        motion_latents: (C, 19, h, w) of the history; None where the first clip starts without.
+        texts: by expert and by "prompt" or "negative".
+    """
+
+    plan: GenerationPlan
+    device: torch.device
+    prompt_embeds: Tensor
+    negative_prompt_embeds: Tensor | None
+    reference_latents: Tensor
+    features: AudioFeatures
+    history: Tensor
+    motion_latents: Tensor | None = None
+    pose: PoseVideo | None = None
+    pose_framing: Framing | None = None
+    texts: dict[tuple[str, str], TextContext] = field(default_factory=dict)
+
+    @property
+    def audio_clips(self) -> int:
+        """Clips that the sound asks for under official timing, which the number made may cap."""
+        clip = self.plan.clips.clips[0]
+        return reference_num_clips(self.features.num_features, clip.num_frames, self.plan.clips.model_fps)
+
+
+class Experts:
+    """The transformers of one clip with their constants, made when a step first asks for them."""
+
+    def __init__(
+        self,
+        transformers: Mapping[str, WanS2VTransformer],
+        boundary_ratio: float | None,
+        job: Job,
+        clip: Clip,
+        audio_features: Tensor,
+        pose_latents: Tensor | None,
+    ) -> None:
+        self.transformers, self.boundary_ratio, self.job, self.clip = transformers, boundary_ratio, job, clip
+        self.audio_features, self.pose_latents = audio_features, pose_latents
+        self.name: str | None = None
+        self.expert: Expert | None = None
+
+    def choose(self, timestep: float) -> Expert:
+        """The expert for a timestep; switching brings it to the device and sends the other one away."""
+        high = self.boundary_ratio is None or is_high_noise(timestep, self.boundary_ratio)
+        name = "transformer" if high else "transformer_2"
+        if name != self.name or self.expert is None:
+            self._release()
+            self.name, self.expert = name, self._prepare(name)
+        return self.expert
+
+    def __enter__(self) -> Experts:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self.expert is not None and self.job.plan.options.enable_cpu_offload and self.job.device.type != "cpu":
+            self.expert.transformer.to("cpu")
+            torch.cuda.empty_cache()
+        self.expert = None
+
+    def _prepare(self, name: str) -> Expert:
+        job, guidance = self.job, self.job.plan.sampling.guidance
+        transformer = self.transformers[name]
+        transformer.to(job.device)
+        scene = self._scene(transformer)
+        prompt = self._text(name, "prompt", transformer, job.prompt_embeds)
+        sound = transformer.prepare_audio(self.audio_features, job.plan.spec.motion_frames)
+        full = Conditioning(scene, prompt, sound)
+        text_only = neither = None
+        if guidance.passes > 1:
+            silence = self._silence(transformer)
+            if guidance.needs_text_only:
+                text_only = Conditioning(scene, prompt, silence)
+            if guidance.needs_neither:
+                assert job.negative_prompt_embeds is not None
+                negative = self._text(name, "negative", transformer, job.negative_prompt_embeds)
+                neither = Conditioning(scene, negative, silence)
+        return Expert(transformer, full, text_only, neither)
+
+    def _scene(self, transformer: WanS2VTransformer) -> Scene:
+        motion = self.job.motion_latents if self.clip.has_motion else None
+        return transformer.prepare_scene(
+            self.job.reference_latents[None],
+            self.clip.num_latent_frames,
+            motion_latents=None if motion is None else motion[None],
+            pose_latents=self.pose_latents,
+        )
+
+    def _silence(self, transformer: WanS2VTransformer) -> AudioContext:
+        """Zero features, which is what the official code calls no sound; biases and norms still act on them."""
+        return transformer.prepare_audio(torch.zeros_like(self.audio_features), self.job.plan.spec.motion_frames)
+
+    def _text(self, name: str, which: str, transformer: WanS2VTransformer, embeds: Tensor) -> TextContext:
+        """Keys and values of a prompt, computed once per run."""
+        key = (name, which)
+        if key not in self.job.texts:
+            self.job.texts[key] = transformer.prepare_text([embeds])
+        return self.job.texts[key]

@@ -1,0 +1,464 @@
+"""A portrait and a voice → video, clip by clip; the whole run is `WanS2VPipeline.run`.
+
+`__call__` and `stream` differ only in whether clips are collected or handed out as they are finished; command line,
+server and nodes consume the same stream.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin
+from torch import Tensor
+from transformers import UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from wan_s2v import __version__
+from wan_s2v.audio import MODEL_SAMPLE_RATE, AudioFeatures, aligned_feature_indices, feature_indices
+from wan_s2v.checkpoint import find_checkpoint, fingerprint
+from wan_s2v.clips import Clip
+from wan_s2v.denoise import denoise, make_scheduler
+from wan_s2v.errors import CheckpointError, NumericsError, UsageError
+from wan_s2v.image import Framing, apply_framing, frame_tensor, plan_framing, reference_framing
+from wan_s2v.interpolation import FrameInterpolator
+from wan_s2v.job import Experts, Job
+from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
+from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.plan import (
+    AudioSource,
+    GenerationOptions,
+    GenerationPlan,
+    ImageSource,
+    ModelSpec,
+    negative_prompt_of,
+    plan_generation,
+)
+from wan_s2v.prompt import encode_prompt
+from wan_s2v.result import OutputType, S2VClip, S2VOutput
+from wan_s2v.runtime.offload import on_device
+from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.video import PoseVideo, to_uint8
+from wan_s2v.weights import load_components
+
+_REFERENCE_HISTORY = 6  # frames of history that show the reference image where the video starts from it
+
+
+class WanS2VPipeline(DiffusionPipeline):
+    """Speech to video with Wan2.2-S2V.
+
+    Components: `transformer` (with `transformer_2`: the high-noise expert, `transformer_2` being the low-noise one),
+    `vae`, `audio_encoder` and `audio_processor` (wav2vec2), `text_encoder` and `tokenizer` (may be None where prompt
+    embeddings are given), `scheduler` (recorded; each clip makes its own).
+
+    Args:
+        boundary_ratio: share of the noise scale from which on the high-noise expert works.
+        sampling_defaults: fields of `ModelSpec` in which this model differs from S2V-14B.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer->transformer_2->vae"
+    _optional_components = ["text_encoder", "tokenizer", "transformer_2"]  # noqa: RUF012 - diffusers reads a list
+
+    def __init__(
+        self,
+        transformer: WanS2VTransformer,
+        vae: AutoencoderKLWan,
+        audio_encoder: Wav2Vec2Model,
+        audio_processor: Wav2Vec2FeatureExtractor,
+        scheduler: SchedulerMixin | None = None,
+        text_encoder: UMT5EncoderModel | None = None,
+        tokenizer: Any = None,
+        transformer_2: WanS2VTransformer | None = None,
+        boundary_ratio: float | None = None,
+        sampling_defaults: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        spec = model_spec(transformer.config, vae.config, sampling_defaults)
+        _check_components(transformer, vae, audio_encoder, text_encoder)
+        if (transformer_2 is None) != (boundary_ratio is None):
+            raise CheckpointError("Two experts need a boundary_ratio, one transformer has none. Give both or neither.")
+        self.register_modules(
+            transformer=transformer,
+            vae=vae,
+            audio_encoder=audio_encoder,
+            audio_processor=audio_processor,
+            scheduler=scheduler or make_scheduler(spec.scheduler, spec.num_inference_steps, spec.flow_shift, "cpu"),
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            transformer_2=transformer_2,
+        )
+        self.register_to_config(boundary_ratio=boundary_ratio, sampling_defaults=sampling_defaults)
+        self.spec = spec
+        self.notes: tuple[str, ...] = ()
+        self.source: dict[str, Any] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *,
+        torch_dtype: torch.dtype | str | None = None,
+        device_map: str | None = None,
+        components: str | Path | None = None,
+        boundary_ratio: float | None = None,
+        load_text_encoder: bool = True,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> WanS2VPipeline:
+        """Load a model from a hub id, an official folder, a diffusers folder, a single file, or "tiny".
+
+        Args:
+            torch_dtype: of the transformer; as stored if None. The VAE and the speech encoder run in float32, the text
+                encoder in bfloat16 (float32 if that is asked for): it overflows in float16.
+            device_map: "auto" (the GPU if there is one), "cuda", "cpu" or None (the CPU; move with `.to`).
+            components: folder with the other parts, where the model is a single transformer file.
+            boundary_ratio: for two-expert checkpoints whose files do not state it.
+            load_text_encoder: False saves 11 GB where prompt embeddings are given.
+            progress: called with component, bytes done and bytes in all while loading.
+        Raises: CheckpointError before anything large is allocated.
+        """
+        skip = frozenset() if load_text_encoder else frozenset({"text_encoder", "tokenizer"})
+        device = _device_of(device_map)
+        checkpoint = find_checkpoint(
+            pretrained_model_name_or_path, components=components, skip=skip, boundary_ratio=boundary_ratio
+        )
+        wanted = checkpoint.models["transformer"].dtype if torch_dtype is None else as_dtype(torch_dtype)
+        dtype, note = usable_dtype(wanted, device)
+        loaded = load_components(checkpoint, torch_dtype=dtype, device=device, skip=skip, progress=progress)
+        pipeline = cls(**loaded, sampling_defaults=checkpoint.sampling_defaults)
+        pipeline.notes = (note,) if note else ()
+        pipeline.source = {"model": str(pretrained_model_name_or_path), "weights": fingerprint(checkpoint)}
+        return pipeline
+
+    def __call__(
+        self,
+        audio_path: AudioSource,
+        image_path: ImageSource,
+        *,
+        output_type: OutputType = "uint8",
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        **options: Any,
+    ) -> S2VOutput:
+        """Make the whole video and keep it in memory; use `stream` for long ones.
+
+        Args:
+            audio_path: file with sound, or (waveform, sample rate).
+            image_path: file, PIL image or (H, W, 3) array.
+            output_type: "uint8", "pt" (float32 in [-1, 1]) or "latent".
+            callback_on_step_end: as in diffusers: called with (pipeline, step, timestep, {"latents": …}).
+            options: see `GenerationOptions`.
+        """
+        plan = self.plan(audio_path, image_path, **options)
+        started = time.perf_counter()
+        clips = list(self.run(plan, output_type=output_type, callback_on_step_end=callback_on_step_end))
+        seconds: dict[str, float] = {}
+        for clip in clips:
+            for stage, spent in clip.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + spent
+        metadata = self.describe(plan)
+        metadata["seconds"] = {stage: round(spent, 3) for stage, spent in seconds.items()}
+        metadata["seconds"]["total"] = round(time.perf_counter() - started, 3)
+        frames = _join([clip.frames for clip in clips], axis=1 if output_type == "latent" else 0)
+        return S2VOutput(frames, float(plan.clips.fps), plan.driving_samples, MODEL_SAMPLE_RATE, metadata, plan)
+
+    def stream(
+        self,
+        audio_path: AudioSource,
+        image_path: ImageSource,
+        *,
+        output_type: OutputType = "uint8",
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        **options: Any,
+    ) -> Iterator[S2VClip]:
+        """Make the video clip by clip, with memory that does not grow with its length; arguments as `__call__`."""
+        plan = self.plan(audio_path, image_path, **options)
+        return self.run(plan, output_type=output_type, callback_on_step_end=callback_on_step_end)
+
+    def plan(self, audio_path: AudioSource, image_path: ImageSource, **options: Any) -> GenerationPlan:
+        """Open the inputs and check every option; nothing is computed yet."""
+        return plan_generation(audio_path, image_path, GenerationOptions.from_keywords(options), self.spec)
+
+    def describe(self, plan: GenerationPlan) -> dict[str, Any]:
+        """What made a result: versions, devices, precision and the plan."""
+        return {
+            "version": __version__,
+            "torch": torch.__version__,
+            "device": str(self._device(plan)),
+            "dtype": str(self.transformer.dtype).removeprefix("torch."),
+            **self.source,
+            **plan.summary(),
+            "warnings": [*plan.warnings, *self.notes],
+        }
+
+    def run(
+        self,
+        plan: GenerationPlan,
+        *,
+        output_type: OutputType = "uint8",
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+    ) -> Iterator[S2VClip]:
+        """Make every clip of a plan."""
+        if output_type not in ("uint8", "pt", "latent"):
+            raise UsageError(f"output_type={output_type!r} is not accepted. Choose uint8, pt or latent.")
+        if plan.options.use_fp16:
+            self._use_fp16(plan)
+        clock = _Clock()
+        job = self._prepare_job(plan, clock)
+        interpolator = FrameInterpolator(plan.clips.model_fps, plan.clips.fps, num_frames=plan.clips.num_frames)
+        for clip in plan.clips.clips:
+            is_last = clip is plan.clips.clips[-1]
+            latents = self._denoise_clip(job, clip, clock, callback_on_step_end)
+            pixels = None
+            if output_type != "latent" or not is_last:
+                pixels = self._decode_clip(job, clip, latents, clock)
+            if pixels is not None and not is_last:
+                self._hand_over(job, pixels, clock)
+            if output_type == "latent" or pixels is None:
+                yield S2VClip(clip, latents[0].cpu(), clock.take())
+                continue
+            with clock("interpolate"):
+                frames = _to_output(pixels, output_type)
+                made = [interpolator.push(frames)]
+                if is_last:
+                    made.append(interpolator.finish())
+                joined = np.concatenate(made)
+            yield S2VClip(clip, _as_tensor(joined) if output_type == "pt" else joined, clock.take())
+
+    def _prepare_job(self, plan: GenerationPlan, clock: _Clock) -> Job:
+        """Encode what all clips share: prompt, picture, sound, pose."""
+        device, options = self._device(plan), plan.options
+        needs_negative = plan.sampling.guidance.needs_neither
+        with clock("text"):
+            prompt = self._prompt_embeds(options.prompt_embeds, options.prompt, plan)
+            negative = None
+            if needs_negative:
+                negative = self._prompt_embeds(options.negative_prompt_embeds, negative_prompt_of(options), plan)
+        reference = apply_framing(plan.image.image, plan.framing)
+        with clock("encode"), self._on_device(plan, self.vae):
+            reference_latents = encode_pixels(self.vae, reference[:, None].to(device))
+        with clock("audio"):
+            self.audio_encoder.to(device)
+            features = AudioFeatures(
+                self.audio_encoder, plan.driving_samples, do_normalize=self.audio_processor.do_normalize
+            )
+        history = torch.zeros(3, self.spec.motion_frames, plan.framing.height, plan.framing.width, device=device)
+        if options.start_from_reference:
+            history[:, -_REFERENCE_HISTORY:] = reference[:, None].to(device)
+        job = Job(plan, device, prompt, negative, reference_latents, features, history)
+        if options.pose_video_path is not None:
+            job.pose = PoseVideo(options.pose_video_path, plan.clips.model_fps, timing=plan.clips.timing)
+            job.pose_framing = _pose_framing(job.pose, plan.framing)
+        if options.start_from_reference:
+            with clock("encode"), self._on_device(plan, self.vae):
+                job.motion_latents = encode_pixels(self.vae, history)
+        return job
+
+    def _denoise_clip(
+        self, job: Job, clip: Clip, clock: _Clock, callback: Callable[..., dict[str, Any] | None] | None
+    ) -> Tensor:
+        """(1, C, F, h, w) float32 latents of one clip."""
+        plan = job.plan
+        with clock("audio"):
+            audio_features = self._audio_features(job, clip)
+        pose_latents = None
+        if job.pose is not None:
+            with clock("encode"), self._on_device(plan, self.vae):
+                pose_latents = self._pose_latents(job, clip)
+        sampling = plan.sampling
+        scheduler = make_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.flow_shift, job.device)
+        latents = self._noise(job, clip)
+        transformers = {"transformer": self.transformer, "transformer_2": self.transformer_2}
+        experts = Experts(transformers, self.config.boundary_ratio, job, clip, audio_features, pose_latents)
+        count = len(scheduler.timesteps)
+
+        def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
+            bar.update()
+            if callback is None:
+                return None
+            return (callback(self, step, timestep, {"latents": latents}) or {}).get("latents")
+
+        with clock("denoise"), torch.no_grad(), experts, self.progress_bar(total=count) as bar:
+            bar.set_description(f"clip {clip.index + 1}/{plan.clips.num_clips}")
+            return denoise(latents, scheduler, experts.choose, sampling.guidance, on_step)
+
+    def _decode_clip(self, job: Job, clip: Clip, latents: Tensor, clock: _Clock) -> Tensor:
+        """(3, kept frames, H, W) float32 pixels."""
+        prefix = job.motion_latents if clip.has_motion else job.reference_latents
+        assert prefix is not None
+        with clock("decode"), self._on_device(job.plan, self.vae):
+            pixels = decode_latents(self.vae, torch.cat((prefix, latents[0]), dim=1), clip.num_frames)
+        if not torch.isfinite(pixels).all():
+            raise NumericsError(
+                f"Decoding clip {clip.index + 1} gave NaN or infinite pixels from finite latents. "
+                "Keep the VAE in float32, or check its file with wan-s2v doctor."
+            )
+        return pixels[:, clip.keep_start : clip.keep_stop]
+
+    def _hand_over(self, job: Job, pixels: Tensor, clock: _Clock) -> None:
+        """Show the next clip the last frames, as float pixels: nothing is lost on the way."""
+        with clock("encode"), self._on_device(job.plan, self.vae):
+            job.history = torch.cat((job.history, pixels), dim=1)[:, -self.spec.motion_frames :]
+            job.motion_latents = encode_pixels(self.vae, job.history)
+
+    def _audio_features(self, job: Job, clip: Clip) -> Tensor:
+        """(1, layers, C, frames) float32."""
+        features, plan = job.features, job.plan.clips
+        if plan.timing == "aligned":
+            indices = aligned_feature_indices(features.num_features, clip.start, clip.num_frames, plan.model_fps)
+        else:
+            indices = feature_indices(
+                features.num_features,
+                clip.num_frames,
+                plan.model_fps,
+                start_frame=clip.start,
+                span_frames=max(job.audio_clips * clip.num_frames, clip.start + clip.num_frames),
+            )
+        return features.features(indices)[None].to(job.device)
+
+    def _pose_latents(self, job: Job, clip: Clip) -> Tensor:
+        """(1, C, F, h, w) float32: the pose at the times that the clip's frames show."""
+        assert job.pose is not None
+        assert job.pose_framing is not None
+        frames = frame_tensor(job.pose.read(clip.start, clip.num_frames), job.pose_framing)
+        return encode_pose(self.vae, frames.transpose(0, 1).to(job.device))[None]
+
+    def _noise(self, job: Job, clip: Clip) -> Tensor:
+        """(1, C, F, h, w) float32, rounded to the transformer's dtype, in which the official code draws it."""
+        channels, _, height, width = job.reference_latents.shape
+        shape = (channels, clip.num_latent_frames, height, width)
+        generator = job.plan.options.generator
+        if generator is None:
+            assert job.plan.seed is not None
+            generator = torch.Generator(job.device).manual_seed(job.plan.seed + clip.index)
+        noise = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+        return noise.to(job.device, self.transformer.dtype).float()[None]
+
+    def _prompt_embeds(self, given: Tensor | list[Tensor] | None, text: str, plan: GenerationPlan) -> Tensor:
+        """(L, C) embeddings, given or encoded."""
+        if given is not None:
+            return _single_prompt(given, self.transformer.config.text_dim).to(self._device(plan))
+        if self.text_encoder is None or self.tokenizer is None:
+            raise UsageError(
+                "The text encoder is not loaded. Pass prompt_embeds (and negative_prompt_embeds, unless guidance_scale "
+                "is 1), or load the model with its text encoder."
+            )
+        with self._on_device(plan, self.text_encoder):
+            return encode_prompt(text, self.tokenizer, self.text_encoder, self.transformer.config.text_len)
+
+    def _use_fp16(self, plan: GenerationPlan) -> None:
+        dtype, note = usable_dtype(torch.float16, self._device(plan))
+        if note is not None and note not in self.notes:
+            self.notes = (*self.notes, note)
+        for model in (self.transformer, self.transformer_2):
+            if model is not None and dtype == torch.float16:
+                model.to(dtype)
+
+    def _device(self, plan: GenerationPlan) -> torch.device:
+        """Where the work is done."""
+        if plan.options.enable_cpu_offload and torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return self.transformer.device
+
+    def _on_device(self, plan: GenerationPlan, module: torch.nn.Module) -> Any:
+        return on_device(self._device(plan), module, offload=plan.options.enable_cpu_offload)
+
+
+class _Clock:
+    """Seconds per stage since the last `take`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
+
+    def take(self) -> dict[str, float]:
+        seconds, self.seconds = self.seconds, {}
+        return seconds
+
+
+def model_spec(transformer: Any, vae: Any, sampling_defaults: dict[str, Any] | None) -> ModelSpec:
+    """The spec of a model from its two configurations."""
+    stride = vae["scale_factor_spatial"] or 8
+    patch = max(transformer["patch_size"][1:])
+    return ModelSpec(size_multiple=stride * patch, **(sampling_defaults or {}))
+
+
+def _check_components(
+    transformer: WanS2VTransformer,
+    vae: AutoencoderKLWan,
+    audio_encoder: Wav2Vec2Model,
+    text_encoder: UMT5EncoderModel | None,
+) -> None:
+    """Raises: CheckpointError where parts of different models meet."""
+    config = transformer.config
+    pairs = [
+        ("the VAE's latent channels", vae.config.z_dim, "in_channels", config.in_channels),
+        ("the speech encoder's width", audio_encoder.config.hidden_size, "audio_dim", config.audio_dim),
+        ("its hidden states", audio_encoder.config.num_hidden_layers + 1, "num_audio_layers", config.num_audio_layers),
+    ]
+    if text_encoder is not None:
+        pairs.append(("the text encoder's width", text_encoder.config.d_model, "text_dim", config.text_dim))
+    for what, found, name, wanted in pairs:
+        if found != wanted:
+            raise CheckpointError(
+                f"{what[0].upper()}{what[1:]}: {found}; the transformer's {name}: {wanted}. "
+                "These files belong to different models. Use the parts of one checkpoint."
+            )
+
+
+def _device_of(device_map: str | None) -> torch.device:
+    if device_map == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device_map in (None, "cpu"):
+        return torch.device("cpu")
+    if device_map == "cuda":
+        if not torch.cuda.is_available():
+            raise UsageError('device_map="cuda", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
+        return torch.device("cuda")
+    raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda or cpu.")
+
+
+def _pose_framing(pose: PoseVideo, framing: Framing) -> Framing:
+    """The pose video's way into the frame, by the same rule as the picture's."""
+    size = (pose.height, pose.width)
+    if framing.fit == "reference":
+        return reference_framing(*size, framing.height, framing.width)
+    limits: dict[str, Any] = {"multiple": 1, "min_side": 1, "fit": framing.fit}
+    return plan_framing(*size, height=framing.height, width=framing.width, **limits)
+
+
+def _single_prompt(given: Tensor | list[Tensor], width: int) -> Tensor:
+    embeds = given[0] if isinstance(given, list) else given
+    embeds = embeds[0] if embeds.ndim == 3 else embeds
+    if embeds.ndim != 2 or embeds.shape[1] != width or (isinstance(given, list) and len(given) != 1):
+        raise UsageError(
+            f"Prompt embeddings have shape {tuple(embeds.shape)}. "
+            f"Accepted: one prompt as (L, {width}) or (1, L, {width})."
+        )
+    return embeds
+
+
+def _to_output(pixels: Tensor, output_type: OutputType) -> np.ndarray:
+    """(T, H, W, 3) uint8, or float32 for "pt"."""
+    if output_type == "uint8":
+        return to_uint8(pixels)
+    return pixels.permute(1, 2, 3, 0).float().cpu().numpy()
+
+
+def _as_tensor(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def _join(parts: list[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate([np.asarray(part) for part in parts], axis)
+    return torch.cat([torch.as_tensor(part) for part in parts], axis)

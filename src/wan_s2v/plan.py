@@ -1,0 +1,321 @@
+"""What a run will do, decided and checked before any weight is loaded.
+
+`GenerationOptions` is the one list of user options: the pipeline's keywords, the command line's flags and job files are
+made from it. `plan_generation` opens the sound and the picture, checks everything cheap and settles sizes, clips, seed
+and sampling.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import secrets
+from dataclasses import dataclass, fields
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from wan_s2v.audio import (
+    ENCODER_RECEPTIVE_FIELD,
+    ENCODER_STRIDE,
+    Waveform,
+    load_waveform,
+    num_audio_features,
+    reference_num_clips,
+)
+from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_aligned, plan_reference
+from wan_s2v.denoise import SCHEDULERS, Guidance
+from wan_s2v.errors import UsageError
+from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
+from wan_s2v.prompt import NEGATIVE_PROMPT
+
+AudioSource = str | Path | tuple[np.ndarray, int]
+ImageSource = str | Path | Image.Image | np.ndarray
+
+DEFAULT_FPS = 24
+MAX_SEED = 2**63 - 1
+DRAFT_STEPS = 12
+DRAFT_AREA = 832 * 480
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """Everything a user may choose besides the sound and the picture. None means the model's or the sound's own value.
+
+    Args:
+        prompt, negative_prompt: text; the official negative prompt if None.
+        prompt_embeds, negative_prompt_embeds: (L, C) or (1, L, C) in place of text; no text encoder is needed.
+        pose_video_path: video of a pose skeleton to follow, from the start of the sound.
+        seed: clip r draws its noise from seed + r; random and recorded if None.
+        generator: draws the noise of all clips in turn, in place of `seed`.
+        num_frames: length of the video in its own frames; the sound is cut, or padded with silence, to fit.
+        fps: frames per second of the video; 24, or the model's 16 with timing="reference".
+        height, width: exact size in pixels; with one of them the other follows the picture.
+        area: most pixels per frame, in place of height and width; the size follows the picture.
+        fit: "crop" fills the frame, "pad" shows the whole picture between black bars.
+        num_inference_steps, guidance_scale, flow_shift, scheduler: sampling.
+        audio_guidance_scale: guidance of the sound alone, beside that of the prompt; costs a third pass per step.
+        num_clips: make at most this many clips.
+        frames_per_clip: longest clip at the model's 16 fps, a multiple of 4 up to 80.
+        start_from_reference: begin with the reference image itself.
+        timing: "aligned" shows each sound at its frame; "reference" is the official behaviour, 3 frames early.
+        preset: "exact", or "draft" for a quick look (few steps, small frame).
+        enable_cpu_offload: keep only the part that works on the GPU.
+        use_fp16: compute in float16 where the device can.
+    Raises: UsageError for the first value that is not accepted.
+    """
+
+    prompt: str = ""
+    negative_prompt: str | None = None
+    prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
+    negative_prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
+    pose_video_path: str | Path | None = None
+    seed: int | None = None
+    generator: torch.Generator | None = None
+    num_frames: int | None = None
+    fps: float | str | Fraction | None = None
+    height: int | None = None
+    width: int | None = None
+    area: int | None = None
+    fit: Literal["crop", "pad"] = "crop"
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    audio_guidance_scale: float | None = None
+    flow_shift: float | None = None
+    scheduler: str | None = None
+    num_clips: int | None = None
+    frames_per_clip: int | None = None
+    start_from_reference: bool = False
+    timing: Timing = "aligned"
+    preset: Literal["exact", "draft"] = "exact"
+    enable_cpu_offload: bool = False
+    use_fp16: bool = False
+
+    def __post_init__(self) -> None:
+        _check_choice("timing", self.timing, ("aligned", "reference"))
+        _check_choice("preset", self.preset, ("exact", "draft"))
+        _check_choice("fit", self.fit, ("crop", "pad"))
+        if self.scheduler is not None:
+            _check_choice("scheduler", self.scheduler, SCHEDULERS)
+        _check_number("seed", self.seed, 0, MAX_SEED, whole=True, hint="or leave it out for a random one")
+        _check_number("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True, hint="40 is usual")
+        _check_number("num_frames", self.num_frames, 1, 10**7, whole=True, hint="or leave it out to follow the sound")
+        _check_number("num_clips", self.num_clips, 1, 10**6, whole=True, hint="or leave it out to follow the sound")
+        _check_number("guidance_scale", self.guidance_scale, 0, 100, hint="4.5 is usual, 1 switches guidance off")
+        _check_number("audio_guidance_scale", self.audio_guidance_scale, 0, 100, hint="4.5 is usual")
+        _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="3 is usual")
+        if self.seed is not None and self.generator is not None:
+            raise UsageError("seed and generator are both given. Give one of them.")
+        for name in ("prompt", "negative_prompt"):
+            if not isinstance(getattr(self, name) or "", str):
+                kind = type(getattr(self, name)).__name__
+                raise UsageError(f"{name} is a {kind}. Give a string; one video per call.")
+
+    @classmethod
+    def from_keywords(cls, keywords: dict[str, Any]) -> GenerationOptions:
+        """Options from keyword arguments; a misspelt name is an error that names the nearest one."""
+        known = [field.name for field in fields(cls)]
+        for name in keywords:
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+                hint = f"Did you mean {close[0]}?" if close else f"Known options: {', '.join(known)}."
+                raise UsageError(f"{name!r} is not an option. {hint}")
+        return cls(**keywords)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a plan must know about a model; read from configuration files, before weights.
+
+    Args:
+        size_multiple: sides of a frame are multiples of it (VAE stride · patch size).
+        model_fps: frames per second that the model makes.
+        motion_frames: frames of history that a clip sees.
+        max_area: pixels per frame where the user gives no size.
+    """
+
+    size_multiple: int = 16
+    model_fps: int = 16
+    motion_frames: int = 73
+    max_area: int = 1280 * 720
+    frames_per_clip: int = 80
+    num_inference_steps: int = 40
+    guidance_scale: float = 4.5
+    flow_shift: float = 3.0
+    scheduler: str = "unipc"
+
+    @property
+    def min_side(self) -> int:
+        """Smallest side of a frame: the coarsest motion patch covers 4 token rows."""
+        return 4 * self.size_multiple
+
+    @property
+    def motion_latents(self) -> int:
+        return (self.motion_frames + 3) // FRAMES_PER_LATENT
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How each clip is denoised."""
+
+    num_inference_steps: int
+    guidance: Guidance
+    flow_shift: float
+    scheduler: str
+
+
+@dataclass(frozen=True)
+class GenerationPlan:
+    """A run, ready to be made by a loaded model of the same spec."""
+
+    options: GenerationOptions
+    spec: ModelSpec
+    image: LoadedImage
+    waveform: Waveform  # of the source, before silence is added
+    audio_source: AudioSource
+    framing: Framing
+    clips: ClipPlan
+    sampling: Sampling
+    seed: int | None
+    warnings: tuple[str, ...]
+
+    @property
+    def driving_samples(self) -> np.ndarray:
+        """The sound that drives the lips: 16 kHz mono; with timing="aligned" padded or cut to the clips' span."""
+        if self.clips.timing == "reference":
+            return self.waveform.samples
+        return self.waveform.padded_or_cut(self.clips.sound_span[1] / self.clips.model_fps).samples
+
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain numbers and strings, for people, JSON and the record beside a result."""
+        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        options = {name: value for name, value in values.items() if isinstance(value, str | int | float | bool | Path)}
+        return {
+            "height": self.framing.height,
+            "width": self.framing.width,
+            "framing": self.framing.description,
+            "sound_s": round(self.waveform.duration_s, 3),
+            "duration_s": round(float(self.clips.duration), 3),
+            "num_frames": self.clips.num_frames,
+            "fps": float(self.clips.fps),
+            "model_fps": self.clips.model_fps,
+            "num_clips": self.clips.num_clips,
+            "frames_per_clip": [clip.num_frames for clip in self.clips.clips],
+            "num_inference_steps": self.sampling.num_inference_steps,
+            "passes_per_step": self.sampling.guidance.passes,
+            "guidance_scale": self.sampling.guidance.scale,
+            "audio_guidance_scale": self.sampling.guidance.audio_scale,
+            "flow_shift": self.sampling.flow_shift,
+            "scheduler": self.sampling.scheduler,
+            "seed": self.seed,
+            "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
+            "warnings": list(self.warnings),
+        }
+
+
+def plan_generation(
+    audio: AudioSource, image: ImageSource, options: GenerationOptions, spec: ModelSpec
+) -> GenerationPlan:
+    """Open the inputs and settle everything that follows from them.
+
+    Raises: UsageError and MediaError subclasses for inputs and options that cannot be used.
+    """
+    picture = load_image(image)
+    framing = _plan_frame(picture, options, spec)
+    fps = as_fps(options.fps or (DEFAULT_FPS if options.timing == "aligned" else spec.model_fps))
+    waveform = load_waveform(audio, duration_s=_sound_limit(options, fps))
+    clips = _plan_clips(waveform, fps, options, spec)
+    seed = options.seed
+    if seed is None and options.generator is None:
+        seed = secrets.randbelow(2**31)
+    warnings = (*waveform.warnings, *picture.warnings, *_sound_warnings(waveform, clips))
+    return GenerationPlan(
+        options, spec, picture, waveform, audio, framing, clips, _plan_sampling(options, spec), seed, warnings
+    )
+
+
+def _plan_frame(picture: LoadedImage, options: GenerationOptions, spec: ModelSpec) -> Framing:
+    area = options.area
+    if area is None and options.height is None and options.width is None:
+        area = min(spec.max_area, DRAFT_AREA) if options.preset == "draft" else spec.max_area
+    return plan_framing(
+        picture.image.height,
+        picture.image.width,
+        height=options.height,
+        width=options.width,
+        area=area,
+        fit=options.fit,
+        multiple=spec.size_multiple,
+        min_side=spec.min_side,
+    )
+
+
+def _sound_limit(options: GenerationOptions, fps: Fraction) -> float | None:
+    """Seconds of sound worth decoding; the official timing looks at all of it."""
+    if options.num_frames is None or options.timing == "reference":
+        return None
+    return math.ceil(options.num_frames / fps) + 1.0
+
+
+def _plan_clips(waveform: Waveform, fps: Fraction, options: GenerationOptions, spec: ModelSpec) -> ClipPlan:
+    frames_per_clip = spec.frames_per_clip if options.frames_per_clip is None else options.frames_per_clip
+    common: dict[str, Any] = {
+        "fps": fps,
+        "model_fps": spec.model_fps,
+        "num_frames": options.num_frames,
+        "frames_per_clip": frames_per_clip,
+        "num_clips": options.num_clips,
+        "start_from_reference": options.start_from_reference,
+    }
+    if options.timing == "aligned":
+        return plan_aligned(Fraction(waveform.duration_s).limit_denominator(10**6), **common)
+    hidden_states = (len(waveform.samples) - ENCODER_RECEPTIVE_FIELD) // ENCODER_STRIDE + 1
+    # A length that is not a multiple of 4 is refused by the planner; it must not divide by zero before.
+    audio_clips = reference_num_clips(num_audio_features(hidden_states), max(frames_per_clip, 1), spec.model_fps)
+    return plan_reference(audio_clips, **common)
+
+
+def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:
+    steps = options.num_inference_steps
+    if steps is None:
+        steps = min(spec.num_inference_steps, DRAFT_STEPS) if options.preset == "draft" else spec.num_inference_steps
+    scale = spec.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    return Sampling(
+        steps,
+        Guidance(scale, options.audio_guidance_scale),
+        spec.flow_shift if options.flow_shift is None else options.flow_shift,
+        options.scheduler or spec.scheduler,
+    )
+
+
+def _sound_warnings(waveform: Waveform, clips: ClipPlan) -> list[str]:
+    missing = float(clips.duration) - waveform.duration_s
+    if clips.timing == "aligned" and missing > 1 / float(clips.fps):
+        return [f"The sound ends {missing:.2f} s before the video; silence fills the rest."]
+    return []
+
+
+def negative_prompt_of(options: GenerationOptions) -> str:
+    """The negative prompt in force; an empty one means the official default, as in the official code."""
+    return options.negative_prompt or NEGATIVE_PROMPT
+
+
+def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{name}={value!r} is not accepted. Choose one of {', '.join(allowed)}.")
+
+
+def _check_number(
+    name: str, value: Any, low: float, high: float, *, whole: bool = False, hint: str = ""
+) -> None:
+    if value is None:
+        return
+    kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
+    if isinstance(value, bool) or not isinstance(value, kinds):
+        raise UsageError(f"{name}={value!r} is not a {'whole ' if whole else ''}number. Give {low:g} or more; {hint}.")
+    if not low <= value <= high:
+        raise UsageError(f"{name}={value} is outside {low:g}…{high:g}. Give a value in that range; {hint}.")
