@@ -32,5 +32,6 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, atol: float, what
 
 
 @pytest.fixture(autouse=True)
-def _two_threads() -> None:
-    torch.set_num_threads(2)
+def _one_thread() -> None:
+    """Tests run side by side; two thread pools on the same cores wait for each other and take ten times as long."""
+    torch.set_num_threads(1)

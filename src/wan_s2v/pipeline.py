@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline, SchedulerMixin
+from diffusers import AutoencoderKLWan, DiffusionPipeline
 from torch import Tensor
 from transformers import UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -24,7 +24,7 @@ from wan_s2v.checkpoint import find_checkpoint, fingerprint
 from wan_s2v.clips import Clip
 from wan_s2v.denoise import denoise, make_scheduler
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
-from wan_s2v.image import Framing, apply_framing, frame_tensor, plan_framing, reference_framing
+from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framing
 from wan_s2v.interpolation import FrameInterpolator
 from wan_s2v.job import Experts, Job
 from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
@@ -40,6 +40,7 @@ from wan_s2v.plan import (
 )
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
+from wan_s2v.runtime.convolution import use_onednn
 from wan_s2v.runtime.offload import on_device
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.video import PoseVideo, to_uint8
@@ -53,7 +54,7 @@ class WanS2VPipeline(DiffusionPipeline):
 
     Components: `transformer` (with `transformer_2`: the high-noise expert, `transformer_2` being the low-noise one),
     `vae`, `audio_encoder` and `audio_processor` (wav2vec2), `text_encoder` and `tokenizer` (may be None where prompt
-    embeddings are given), `scheduler` (recorded; each clip makes its own).
+    embeddings are given). Solvers are chosen by name, and made anew for each clip.
 
     Args:
         boundary_ratio: share of the noise scale from which on the high-noise expert works.
@@ -69,7 +70,6 @@ class WanS2VPipeline(DiffusionPipeline):
         vae: AutoencoderKLWan,
         audio_encoder: Wav2Vec2Model,
         audio_processor: Wav2Vec2FeatureExtractor,
-        scheduler: SchedulerMixin | None = None,
         text_encoder: UMT5EncoderModel | None = None,
         tokenizer: Any = None,
         transformer_2: WanS2VTransformer | None = None,
@@ -86,11 +86,11 @@ class WanS2VPipeline(DiffusionPipeline):
             vae=vae,
             audio_encoder=audio_encoder,
             audio_processor=audio_processor,
-            scheduler=scheduler or make_scheduler(spec.scheduler, spec.num_inference_steps, spec.flow_shift, "cpu"),
             text_encoder=text_encoder,
             tokenizer=tokenizer,
             transformer_2=transformer_2,
         )
+        use_onednn(vae)
         self.register_to_config(boundary_ratio=boundary_ratio, sampling_defaults=sampling_defaults)
         self.spec = spec
         self.notes: tuple[str, ...] = ()
@@ -211,21 +211,20 @@ class WanS2VPipeline(DiffusionPipeline):
         for clip in plan.clips.clips:
             is_last = clip is plan.clips.clips[-1]
             latents = self._denoise_clip(job, clip, clock, callback_on_step_end)
-            pixels = None
-            if output_type != "latent" or not is_last:
-                pixels = self._decode_clip(job, clip, latents, clock)
-            if pixels is not None and not is_last:
+            if output_type == "latent" and is_last:
+                yield S2VClip(clip, latents[0].cpu(), clock.take())
+                return
+            pixels = self._decode_clip(job, clip, latents, clock)
+            if not is_last:
                 self._hand_over(job, pixels, clock)
-            if output_type == "latent" or pixels is None:
+            if output_type == "latent":
                 yield S2VClip(clip, latents[0].cpu(), clock.take())
                 continue
             with clock("interpolate"):
-                frames = _to_output(pixels, output_type)
-                made = [interpolator.push(frames)]
+                frames = interpolator.push(_to_output(pixels, output_type))
                 if is_last:
-                    made.append(interpolator.finish())
-                joined = np.concatenate(made)
-            yield S2VClip(clip, _as_tensor(joined) if output_type == "pt" else joined, clock.take())
+                    frames = np.concatenate((frames, interpolator.finish()))
+            yield S2VClip(clip, _as_tensor(frames) if output_type == "pt" else frames, clock.take())
 
     def _prepare_job(self, plan: GenerationPlan, clock: _Clock) -> Job:
         """Encode what all clips share: prompt, picture, sound, pose."""
@@ -322,7 +321,7 @@ class WanS2VPipeline(DiffusionPipeline):
         """(1, C, F, h, w) float32: the pose at the times that the clip's frames show."""
         assert job.pose is not None
         assert job.pose_framing is not None
-        frames = frame_tensor(job.pose.read(clip.start, clip.num_frames), job.pose_framing)
+        frames = job.pose.read(clip.start, clip.num_frames, job.pose_framing)
         return encode_pose(self.vae, frames.transpose(0, 1).to(job.device))[None]
 
     def _noise(self, job: Job, clip: Clip) -> Tensor:

@@ -32,6 +32,7 @@ from wan_s2v.denoise import SCHEDULERS, Guidance
 from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
 from wan_s2v.prompt import NEGATIVE_PROMPT
+from wan_s2v.video import PoseVideo
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -232,7 +233,8 @@ def plan_generation(
     seed = options.seed
     if seed is None and options.generator is None:
         seed = secrets.randbelow(2**31)
-    warnings = (*waveform.warnings, *picture.warnings, *_sound_warnings(waveform, clips))
+    pose_warnings = _pose_warnings(options, clips)
+    warnings = (*waveform.warnings, *picture.warnings, *_sound_warnings(waveform, clips), *pose_warnings)
     return GenerationPlan(
         options, spec, picture, waveform, audio, framing, clips, _plan_sampling(options, spec), seed, warnings
     )
@@ -297,6 +299,17 @@ def _sound_warnings(waveform: Waveform, clips: ClipPlan) -> list[str]:
     if clips.timing == "aligned" and missing > 1 / float(clips.fps):
         return [f"The sound ends {missing:.2f} s before the video; silence fills the rest."]
     return []
+
+
+def _pose_warnings(options: GenerationOptions, clips: ClipPlan) -> list[str]:
+    """Opens the pose video, so that one that cannot be used fails here; tells how far it reaches."""
+    if options.pose_video_path is None:
+        return []
+    pose = PoseVideo(options.pose_video_path, clips.model_fps, timing=clips.timing)
+    if pose.num_frames >= clips.model_frames:
+        return []
+    covered, needed = pose.num_frames / clips.model_fps, clips.model_frames / clips.model_fps
+    return [f"The pose video covers {covered:.1f} s of {needed:.1f} s; the rest of the video follows no pose (black)."]
 
 
 def negative_prompt_of(options: GenerationOptions) -> str:

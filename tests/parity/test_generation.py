@@ -1,4 +1,4 @@
-"""Whole generations against the official ones: latents 1e-4, pixels 2e-3 (they are stored in float16), float32 on CPU."""
+"""Whole generations against the official ones, float32 on CPU: latents 1e-4, pixels 2e-3 (stored in float16)."""
 
 from __future__ import annotations
 

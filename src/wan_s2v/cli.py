@@ -1,0 +1,403 @@
+"""The command line: options become keywords, results go to stdout, everything else to stderr.
+
+Light until a command runs: `wan-s2v --help` must not wait for PyTorch. Exit codes: 0 done, 1 failed, 2 misused,
+130 interrupted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer import Argument, Option
+
+from wan_s2v import __version__
+from wan_s2v.errors import UsageError, WanS2VError
+from wan_s2v.official_flags import translate
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from wan_s2v.request import Preview
+
+INTERRUPTED = 130
+_PANELS = _INPUTS, _VIDEO, _SAMPLING, _CLIPS, _MACHINE, _OUTPUT = (
+    "Inputs", "Video", "Sampling", "Clips", "Machine", "Output",
+)
+# Errors of the parser; typer has its own copy of click in some versions and click's in others.
+_ParseError: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="wan-s2v",
+    help="A portrait and a voice become a video whose lips, face and body follow the sound.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _flag(text: str, panel: str, *names: str, default: str | bool = True) -> Any:
+    return Option(*names, help=text, rich_help_panel=panel, show_default=default)
+
+
+def _generation_options(
+    prompt: Annotated[str, _flag("What the video shows, in words.", _INPUTS, default="empty")] = "",
+    negative_prompt: Annotated[
+        str | None, _flag("What it must not show.", _INPUTS, default="the official text")
+    ] = None,
+    pose_video_path: Annotated[
+        Path | None, _flag("Video of a pose skeleton to follow, from the start of the sound.", _INPUTS)
+    ] = None,
+    height: Annotated[int | None, _flag("Height in pixels.", _VIDEO, default="follows the picture")] = None,
+    width: Annotated[int | None, _flag("Width in pixels.", _VIDEO, default="follows the picture")] = None,
+    area: Annotated[
+        int | None, _flag("Most pixels per frame, in place of height and width.", _VIDEO, default="the model's")
+    ] = None,
+    fit: Annotated[str, _flag("crop fills the frame; pad shows all of the picture between bars.", _VIDEO)] = "crop",
+    fps: Annotated[
+        str | None, _flag("Frames per second.", _VIDEO, default="24, or 16 with --timing reference")
+    ] = None,
+    num_frames: Annotated[
+        int | None, _flag("Length in frames; the sound is cut or padded.", _VIDEO, default="follows the sound")
+    ] = None,
+    num_inference_steps: Annotated[
+        int | None, _flag("Denoising steps per clip.", _SAMPLING, default="40")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, _flag("How strictly prompt and sound are followed; 1 halves the time.", _SAMPLING, default="4.5")
+    ] = None,
+    audio_guidance_scale: Annotated[
+        float | None, _flag("The same for the sound alone; a third pass per step.", _SAMPLING, default="off")
+    ] = None,
+    flow_shift: Annotated[float | None, _flag("Weight of the noisy steps.", _SAMPLING, default="3")] = None,
+    scheduler: Annotated[str | None, _flag("unipc, dpm++ or euler.", _SAMPLING, default="unipc")] = None,
+    seed: Annotated[
+        int | None, _flag("Same seed, same video; clip r uses seed + r.", _SAMPLING, default="random, shown")
+    ] = None,
+    preset: Annotated[str, _flag("exact, or draft for a quick look.", _SAMPLING)] = "exact",
+    num_clips: Annotated[int | None, _flag("Make at most so many clips.", _CLIPS, default="all")] = None,
+    frames_per_clip: Annotated[
+        int | None, _flag("Longest clip at 16 fps, a multiple of 4 up to 80.", _CLIPS, default="80")
+    ] = None,
+    start_from_reference: Annotated[
+        bool, _flag("Begin with the picture itself.", _CLIPS, "--start-from-reference")
+    ] = False,
+    timing: Annotated[
+        str, _flag("aligned, or reference: as the official program, lips 3 frames early.", _CLIPS)
+    ] = "aligned",
+    enable_cpu_offload: Annotated[
+        bool, _flag("Keep only the part that works on the GPU.", _MACHINE, "--enable-cpu-offload")
+    ] = False,
+    use_fp16: Annotated[bool, _flag("Compute in float16.", _MACHINE, "--use-fp16")] = False,
+) -> dict[str, Any]:
+    """The flags that are keywords of the pipeline."""
+    return dict(locals())
+
+
+def _model_choice(
+    model: Annotated[
+        str, _flag("Folder, .safetensors file, hub id, s2v-14b or tiny.", _INPUTS, "--model", "-m")
+    ] = "tiny",
+    components: Annotated[
+        Path | None, _flag("Folder with VAE and encoders, where the model is a single file.", _INPUTS)
+    ] = None,
+    boundary_ratio: Annotated[
+        float | None, _flag("Noise level where two experts change.", _MACHINE, default="the checkpoint's")
+    ] = None,
+    torch_dtype: Annotated[str | None, _flag("bf16, fp16 or fp32.", _MACHINE, default="as stored")] = None,
+    device: Annotated[str, _flag("auto, cuda or cpu.", _MACHINE)] = "auto",
+) -> dict[str, Any]:
+    """The flags that say which model runs where, as fields of `ModelChoice`."""
+    return dict(locals())
+
+
+def _panel_index(parameter: inspect.Parameter) -> int:
+    """Place of a parameter's panel in the help; positional arguments come first."""
+    panel = parameter.annotation.__metadata__[0].rich_help_panel
+    return _PANELS.index(panel) if panel else -1
+
+
+def _takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the flags of other functions; it receives what they return, in their order, and then its own."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        signatures = [inspect.signature(group, eval_str=True) for group in groups]
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
+
+        def run(**values: Any) -> None:
+            made = [
+                group(**{name: values.pop(name) for name in signature.parameters})
+                for group, signature in zip(groups, signatures, strict=True)
+            ]
+            command(*made, **values)
+
+        parameters = own + [parameter for signature in signatures for parameter in signature.parameters.values()]
+        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+        keyword_only.sort(key=_panel_index)
+        run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+@app.command()
+@_takes(_generation_options, _model_choice)
+def generate(
+    options: dict[str, Any],
+    choice: dict[str, Any],
+    image: Annotated[Path, _flag("The picture to animate.", _INPUTS, "--image", "-i")],
+    audio: Annotated[Path, _flag("The voice: a sound file, or a video with sound.", _INPUTS, "--audio", "-a")],
+    output: Annotated[
+        Path | None, _flag("The mp4 to write.", _OUTPUT, "--output", "-o", default="<image>_<audio>.mp4 here")
+    ] = None,
+    overwrite: Annotated[bool, _flag("Replace an existing output.", _OUTPUT)] = False,
+    dry_run: Annotated[bool, _flag("Print the plan and stop.", _OUTPUT, "--dry-run")] = False,
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, _flag("No plan and no progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+) -> None:
+    """Make a video from one picture and one sound. Flags of the official generate.py work as well."""
+    from wan_s2v.plan import GenerationOptions
+    from wan_s2v.progress import make_reporter
+    from wan_s2v.request import ModelChoice, Request, load_pipeline, make_video, open_model, preview
+    from wan_s2v.video import check_output_path
+
+    console = _console(stderr=True)
+    _silence_libraries()
+    output = Path(f"{image.stem}_{audio.stem}.mp4") if output is None else output
+    request = Request(image, audio, output, GenerationOptions(**options), overwrite)
+    check_output_path(output, overwrite=overwrite)
+    model = open_model(ModelChoice(**choice), request.options)
+    planned = preview(request, model)
+    if not quiet:
+        _print_plan(console, planned)
+    if dry_run:
+        if as_json:
+            _print_json({"status": "planned", "plan": planned.summary()})
+        return
+    with make_reporter(console, quiet=quiet) as reporter:
+        pipeline = load_pipeline(model, reporter)
+        record = make_video(pipeline, planned, reporter)
+    if as_json:
+        _print_json({"status": "done", "path": str(output), "plan": planned.summary(), "metadata": record})
+    else:
+        _print_path(output)
+
+
+@app.command()
+@_takes(_generation_options, _model_choice)
+def batch(
+    options: dict[str, Any],
+    choice: dict[str, Any],
+    jobs: Annotated[Path, Argument(help="JSON lines or CSV with image, audio and options; or a folder of pairs.")],
+    output_dir: Annotated[
+        Path | None, _flag("Where the videos go, as <audio>.mp4.", _OUTPUT, default="beside the jobs")
+    ] = None,
+    report: Annotated[
+        Path | None, _flag("JSON lines with the outcome of every job.", _OUTPUT, default="<jobs>.report.jsonl")
+    ] = None,
+    overwrite: Annotated[bool, _flag("Make videos again that exist.", _OUTPUT)] = False,
+    dry_run: Annotated[bool, _flag("Check every job and stop.", _OUTPUT, "--dry-run")] = False,
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, _flag("No table and no progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+) -> None:
+    """Make many videos with one loaded model. The flags are defaults that a job may override."""
+    from wan_s2v.batch import BatchRun, print_outcomes, read_jobs
+    from wan_s2v.plan import GenerationOptions
+    from wan_s2v.progress import make_reporter
+    from wan_s2v.request import ModelChoice, open_model
+
+    console = _console(stderr=True)
+    _silence_libraries()
+    model = open_model(ModelChoice(**choice), GenerationOptions(**options))
+    found = read_jobs(jobs, output_dir, options)
+    report = report or jobs.resolve().parent / f"{jobs.resolve().name}.report.jsonl"
+    with make_reporter(console, quiet=quiet) as reporter:
+        run = BatchRun(found, model, reporter, overwrite=overwrite)
+        for outcome in run.check() if dry_run else run.make(report):
+            if outcome.status == "failed":
+                _print_error(f"job {outcome.number}: {outcome.error}")
+            elif not (as_json or dry_run):
+                _print_path(Path(outcome.output))
+    failed = sum(outcome.status == "failed" for outcome in run.outcomes)
+    if not quiet:
+        print_outcomes(console, run.outcomes)
+    if as_json:
+        _print_json({"status": "failed" if failed else "done", "jobs": [o.record() for o in run.outcomes]})
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(
+    model: Annotated[str | None, Argument(help="A model whose every file and tensor is checked.")] = None,
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+) -> None:
+    """Show versions, devices, encoders and models, and what fits into memory."""
+    from wan_s2v.doctor import examine, print_findings
+
+    _silence_libraries()
+    findings = examine(model)
+    if as_json:
+        _print_json(findings)
+    else:
+        print_findings(_console(), findings)
+    if findings["problems"]:
+        for problem in findings["problems"]:
+            _print_error(problem)
+        raise typer.Exit(1)
+
+
+@app.command()
+def download(
+    model: Annotated[str, Argument(help="A hub id, or s2v-14b.")],
+    target: Annotated[
+        Path | None, _flag("Folder for the files.", _OUTPUT, default="the Hugging Face cache")
+    ] = None,
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+) -> None:
+    """Fetch a model from the Hugging Face hub: only the files that are needed."""
+    from wan_s2v.weights import download as fetch
+
+    _print_result(fetch(model, target), as_json)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, Argument(help="A model: folder, .safetensors file or hub id.")],
+    target: Annotated[Path, Argument(help="Folder to make.")],
+    layout: Annotated[str, _flag("official or diffusers.", _OUTPUT)],
+    torch_dtype: Annotated[
+        str | None, _flag("bf16, fp16 or fp32, for the transformer.", _OUTPUT, default="as stored")
+    ] = None,
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, _flag("No progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+) -> None:
+    """Rewrite a model in another layout or precision."""
+    from wan_s2v.progress import make_reporter
+    from wan_s2v.runtime.precision import as_dtype
+    from wan_s2v.weights import convert as rewrite
+
+    dtype = None if torch_dtype is None else as_dtype(torch_dtype)
+    _silence_libraries()
+    with make_reporter(_console(stderr=True), quiet=quiet) as reporter:
+        made = rewrite(source, target, layout=layout, torch_dtype=dtype, progress=reporter.loading)  # type: ignore[arg-type]
+    _print_result(made, as_json)
+
+
+@app.callback(invoke_without_command=True)
+def _start(version: Annotated[bool, Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command line and give its exit code; errors a user can act on become one line on stderr."""
+    words = list(sys.argv[1:] if args is None else args) or ["--help"]
+    try:
+        return _run(words)
+    except WanS2VError as error:
+        _show_traceback(words)
+        return _fail(str(error), error.exit_code, words)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", INTERRUPTED, words)
+    except (MemoryError, RuntimeError) as error:
+        from wan_s2v.request import is_out_of_memory, out_of_memory_message
+
+        if not is_out_of_memory(error):
+            raise
+        _show_traceback(words)
+        return _fail(out_of_memory_message(can_offload="--enable-cpu-offload" not in words), 1, words)
+
+
+def _run(words: list[str]) -> int:
+    if words[0] in ("generate", "batch"):
+        translation = translate(words[1:])
+        words = [words[0], *translation.args]
+        for note in translation.notes:
+            print(f"note: {note}", file=sys.stderr)
+    try:
+        code = app(words, prog_name="wan-s2v", standalone_mode=False)
+    except _ParseError as error:
+        raise UsageError(f"{error.format_message()} See wan-s2v {words[0]} --help.") from error
+    if code == INTERRUPTED:  # newer typer turns the interrupt into this code
+        raise KeyboardInterrupt
+    return int(code or 0)
+
+
+def _fail(message: str, exit_code: int, words: Sequence[str]) -> int:
+    _print_error(message)
+    if "--json" in words:
+        _print_json({"status": "failed", "error": message, "exit_code": exit_code})
+    return exit_code
+
+
+def _show_traceback(words: Sequence[str]) -> None:
+    if "--debug" in words:
+        import traceback
+
+        traceback.print_exc()
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def _print_plan(console: Console, planned: Preview) -> None:
+    from rich.table import Table
+
+    from wan_s2v.request import plan_rows
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in [*plan_rows(planned), *(("warning", warning) for warning in planned.warnings)]:
+        table.add_row(*row)
+    console.print(table)
+
+
+def _print_error(message: str) -> None:
+    print("error:", " ".join(message.split()), file=sys.stderr)
+
+
+def _print_result(path: Path, as_json: bool) -> None:
+    if as_json:
+        _print_json({"status": "done", "path": str(path)})
+    else:
+        _print_path(path)
+
+
+def _print_path(path: Path) -> None:
+    """The bytes of the path, which need not be UTF-8."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _print_json(content: dict[str, Any]) -> None:
+    print(json.dumps(content), flush=True)
+
+
+def _silence_libraries() -> None:
+    """Advice and bars of the libraries, which are about themselves and not about the user's files."""
+    import diffusers
+    import transformers
+
+    for library in (diffusers, transformers):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()

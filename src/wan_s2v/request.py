@@ -1,0 +1,295 @@
+"""One video that somebody wants: checked and planned from headers alone, then made by a loaded pipeline.
+
+The commands for one video and for many share these steps. Nothing in here prints.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wan_s2v.checkpoint import Checkpoint, ModelFiles, find_checkpoint
+from wan_s2v.errors import UsageError
+from wan_s2v.pipeline import WanS2VPipeline, model_spec
+from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
+from wan_s2v.progress import Reporter, duration_text, size_text
+from wan_s2v.result import open_writer, writable_frames
+from wan_s2v.runtime.estimate import Estimate, ModelSizes, Rates, Work, estimate, free_bytes, measure_rates
+from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.video import PoseVideo, check_output_path
+
+_GIB = 2**30
+_TEXT_TABLE = "shared.weight"
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model runs, in which precision and where; as `WanS2VPipeline.from_pretrained` takes them."""
+
+    model: str
+    components: Path | None = None
+    boundary_ratio: float | None = None
+    torch_dtype: str | None = None
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """What the headers of a checkpoint tell; its weights are not loaded.
+
+    Args:
+        device: that computes.
+        dtype: that the transformer computes in there.
+        offload: whether parts are brought there only to work.
+        rates: measured on the device.
+        notes: what is other than asked for.
+    """
+
+    choice: ModelChoice
+    spec: ModelSpec
+    sizes: ModelSizes
+    device: torch.device
+    dtype: torch.dtype
+    offload: bool
+    rates: Rates
+    notes: tuple[str, ...]
+
+    @property
+    def place(self) -> dict[str, str]:
+        """Device, dtype and offload by name."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return {"device": str(self.device), "dtype": dtype, "offload": "model" if self.offload else "none"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """The inputs, the output and the options of one video."""
+
+    image: Path
+    audio: Path
+    output: Path
+    options: GenerationOptions
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What is going to happen, and what it will take."""
+
+    request: Request
+    plan: GenerationPlan
+    model: OpenedModel
+    estimate: Estimate
+    free_bytes: int | None
+    warnings: tuple[str, ...]
+
+    def summary(self) -> dict[str, Any]:
+        """The plan with place, precision and estimates, as plain numbers and strings."""
+        return {
+            **self.plan.summary(),
+            "image": str(self.request.image),
+            "audio": str(self.request.audio),
+            "output": str(self.request.output),
+            "model": self.model.choice.model,
+            **self.model.place,
+            "estimate": {
+                "seconds": round(self.estimate.seconds, 1),
+                "memory_gib": round(self.estimate.peak_bytes / _GIB, 2),
+                "free_gib": None if self.free_bytes is None else round(self.free_bytes / _GIB, 2),
+                "weights_gib": round(self.estimate.weight_bytes / _GIB, 2),
+                "pflop": round(self.estimate.flops / 1e15, 4),
+            },
+            "warnings": list(self.warnings),
+        }
+
+
+def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
+    """Read a checkpoint's headers and settle device and precision.
+
+    Raises: UsageError and CheckpointError, as `find_checkpoint`; UsageError for a device that is not there.
+    """
+    device = _device(choice.device)
+    wanted = "float16" if options.use_fp16 else choice.torch_dtype
+    wanted_dtype = None if wanted is None else as_dtype(wanted)
+    checkpoint = find_checkpoint(choice.model, components=choice.components, boundary_ratio=choice.boundary_ratio)
+    transformer, vae = checkpoint.models["transformer"], checkpoint.models["vae"]
+    dtype, note = usable_dtype(wanted_dtype or transformer.dtype, device)
+    spec = model_spec(transformer.config, vae.config, checkpoint.sampling_defaults)
+    # there is nothing to bring anywhere where the CPU computes, even beside a GPU
+    offload = options.enable_cpu_offload and device.type == "cuda"
+    sizes, rates, notes = model_sizes(checkpoint), measure_rates(device, dtype), (note,) if note else ()
+    return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, notes)
+
+
+def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
+    """A checkpoint as numbers."""
+    models = checkpoint.models
+    table = models["text_encoder"].tensors.get(_TEXT_TABLE) if "text_encoder" in models else None
+    vae = models["vae"].config
+    return ModelSizes(
+        models["transformer"].config,
+        {name: _num_parameters(model) for name, model in models.items()},
+        vae_channels=vae.get("decoder_base_dim") or vae["base_dim"],
+        text_table=math.prod(table.shape) if table else 0,
+    )
+
+
+def check_files(request: Request) -> None:
+    """Raises: UsageError if the video would replace one of its own inputs."""
+    inputs = {"image": request.image, "audio": request.audio, "pose video": request.options.pose_video_path}
+    for name, path in inputs.items():
+        if path is not None and Path(path).absolute() == request.output.absolute():
+            raise UsageError(f"Output {request.output} is also the {name}. Choose another output.")
+
+
+def preview(request: Request, model: OpenedModel) -> Preview:
+    """Open the inputs, plan the run and estimate it; nothing is written.
+
+    Raises: UsageError, MediaError subclasses and OutputError for whatever would make the run fail later.
+    """
+    check_files(request)
+    check_output_path(request.output, overwrite=request.overwrite)
+    options = replace(request.options, enable_cpu_offload=model.offload)
+    plan = plan_generation(request.audio, request.image, options, model.spec)
+    needed = estimate(model.sizes, _work(plan), model.dtype, model.rates, offload=model.offload)
+    free = free_bytes(model.device)
+    warnings = (*plan.warnings, *_pose_warnings(plan), *model.notes, *_memory_warnings(needed, free, model))
+    return Preview(request, plan, model, needed, free, warnings)
+
+
+def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
+    """The pipeline with its weights: on the device, or in main memory where they are brought there part by part."""
+    choice = model.choice
+    pipeline = WanS2VPipeline.from_pretrained(
+        choice.model,
+        torch_dtype=model.dtype,
+        device_map="cpu" if model.offload else model.device.type,
+        components=choice.components,
+        boundary_ratio=choice.boundary_ratio,
+        progress=reporter.loading,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) -> dict[str, Any]:
+    """Make and write one video, clip by clip; on failure no file is left.
+
+    Returns: the record of the run: versions, plan, warnings and seconds per stage.
+    """
+    plan, output = wanted.plan, wanted.request.output
+    started = time.perf_counter()
+    reporter.start(plan.clips, plan.sampling.num_inference_steps)
+    remaining = writable_frames(plan)
+    seconds: dict[str, float] = {}
+    with open_writer(output, plan, pipeline.describe(plan)) as writer:
+        for clip in pipeline.run(plan, callback_on_step_end=reporter.step):
+            assert not isinstance(clip.frames, torch.Tensor)
+            writer.write(clip.frames[:remaining])
+            remaining -= min(remaining, len(clip.frames))
+            for stage, spent in clip.seconds.items():
+                seconds[stage] = seconds.get(stage, 0.0) + spent
+            reporter.clip_written()
+            if not remaining:
+                break
+    seconds["total"] = time.perf_counter() - started
+    record = pipeline.describe(plan)
+    record["warnings"] = list(dict.fromkeys([*wanted.warnings, *record["warnings"]]))
+    return record | {"seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}}
+
+
+def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
+    """The plan as short lines for people: a heading and what it says."""
+    plan, model = wanted.plan, wanted.model
+    clips, sampling, request = plan.clips, plan.sampling, wanted.request
+    lengths = [clip.num_frames for clip in clips.clips]
+    frames = " + ".join(map(str, lengths)) if len(lengths) <= 6 else f"{min(lengths)} to {max(lengths)}"
+    scale = f"guidance {sampling.guidance.scale:g}" if sampling.guidance.passes > 1 else "no guidance"
+    if sampling.guidance.audio_scale is not None:
+        scale += f", sound {sampling.guidance.audio_scale:g}"
+    passes = sampling.guidance.passes
+    needed, free = wanted.estimate, wanted.free_bytes
+    memory = size_text(needed.peak_bytes) + ("" if free is None else f" of {size_text(free)} free")
+    return [
+        ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
+        ("video", f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
+                  f"{float(clips.duration):.2f} s"),
+        ("picture", plan.framing.description),
+        ("clips", f"{clips.num_clips} of {frames} frames at {clips.model_fps} fps"),
+        ("sampling", f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
+                     f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}"),
+        ("machine", "{device}, {dtype}, offload {offload}".format(**model.place)),
+        ("takes", f"about {duration_text(needed.seconds)} after loading {size_text(needed.weight_bytes)}; "
+                  f"memory about {memory}"),
+        ("output", str(request.output)),
+    ]
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory, of a GPU or of the machine, ran out; PyTorch has no type of its own for the latter."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+
+
+def out_of_memory_message(*, can_offload: bool) -> str:
+    """What to try, what costs least first."""
+    ways = ["--enable-cpu-offload"] if can_offload and torch.cuda.is_available() else []
+    ways += ["a smaller --area or --height and --width", "a smaller --frames-per-clip"]
+    return f"Memory ran out. Try {', '.join(ways)}, or close other programs."
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("auto", "cuda", "cpu"):
+        raise UsageError(f"device={name!r} is not accepted. Choose auto, cuda or cpu.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError('device="cuda", but PyTorch sees no CUDA device. Use auto or cpu, or see wan-s2v doctor.')
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _num_parameters(model: ModelFiles) -> int:
+    return sum(math.prod(stored.shape) for stored in model.tensors.values())
+
+
+def _work(plan: GenerationPlan) -> Work:
+    """The plan as numbers."""
+    clips = plan.clips
+    return Work(
+        plan.framing.height,
+        plan.framing.width,
+        plan.spec.size_multiple,
+        tuple((clip.num_latent_frames, clip.has_motion) for clip in clips.clips),
+        plan.sampling.num_inference_steps,
+        plan.sampling.guidance.passes,
+        num_prompts=1 + plan.sampling.guidance.needs_neither,
+        sound_s=float(clips.duration),
+    )
+
+
+def _pose_warnings(plan: GenerationPlan) -> list[str]:
+    """Raises: UsageError and VideoError for a pose video that cannot be read."""
+    path = plan.options.pose_video_path
+    if path is None:
+        return []
+    pose = PoseVideo(path, plan.clips.model_fps, timing=plan.clips.timing)
+    seconds = pose.num_frames / plan.clips.model_fps
+    pose.close()
+    missing = float(plan.clips.duration) - seconds
+    if missing > 1 / plan.clips.model_fps:
+        return [f"The pose video ends {missing:.2f} s before the video; nothing is held from there on."]
+    return []
+
+
+def _memory_warnings(needed: Estimate, free: int | None, model: OpenedModel) -> list[str]:
+    if free is None or needed.peak_bytes <= free:
+        return []
+    hint = "a smaller --area"
+    if model.device.type == "cuda" and not model.offload:
+        hint = f"--enable-cpu-offload or {hint}"
+    have = f"{model.device} has {size_text(free)} free"
+    return [f"The run needs about {size_text(needed.peak_bytes)}; {have}. Try {hint}."]

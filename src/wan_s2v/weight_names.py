@@ -1,0 +1,228 @@
+"""Published tensor names and ours, and what model a set of tensor names belongs to.
+
+The one place that knows the official vocabulary. Every table maps the path of a module (or of a bare parameter) in the
+official code to its path in our classes or those of diffusers and transformers; shapes never change.
+
+Source: Wan-Video/Wan2.2 `wan/modules/` (s2v, vae2_1.py, vae2_2.py, t5.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from wan_s2v.errors import CheckpointError
+from wan_s2v.weight_files import StoredTensor
+
+S2V_REPOSITORY: Final = "Wan-AI/Wan2.2-S2V-14B"
+_PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of Comfy-Org and Kijai single files
+_ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
+_TRANSFORMER = {
+    "patch_embedding": "patch_embedding",
+    "cond_encoder": "pose_embedding",
+    "trainable_cond_mask": "token_type_embedding",
+    "text_embedding.0": "condition_embedder.text_embedder.linear_1",
+    "text_embedding.2": "condition_embedder.text_embedder.linear_2",
+    "time_embedding.0": "condition_embedder.time_embedder.linear_1",
+    "time_embedding.2": "condition_embedder.time_embedder.linear_2",
+    "time_projection.1": "condition_embedder.time_proj",
+    "head.modulation": "scale_shift_table",
+    "head.head": "proj_out",
+    "casual_audio_encoder.weights": "audio_encoder.layer_weights",
+    "casual_audio_encoder.encoder.padding_tokens": "audio_encoder.padding_tokens",
+    "casual_audio_encoder.encoder.conv1_local.conv": "audio_encoder.conv1_local",
+    "casual_audio_encoder.encoder.conv1_global.conv": "audio_encoder.conv1_global",
+    "casual_audio_encoder.encoder.conv2.conv": "audio_encoder.conv2",
+    "casual_audio_encoder.encoder.conv3.conv": "audio_encoder.conv3",
+    "casual_audio_encoder.encoder.final_linear": "audio_encoder.final_linear",
+    "frame_packer.proj": "motion_packer.proj",
+    "frame_packer.proj_2x": "motion_packer.proj_2x",
+    "frame_packer.proj_4x": "motion_packer.proj_4x",
+}
+_BLOCK = {
+    "modulation": "scale_shift_table",
+    "norm3": "norm2",
+    "ffn.0": "ffn.net.0.proj",
+    "ffn.2": "ffn.net.2",
+    **{f"self_attn.{official}": f"attn1.{ours}" for official, ours in _ATTENTION.items()},
+    **{f"cross_attn.{official}": f"attn2.{ours}" for official, ours in _ATTENTION.items()},
+}
+_VAE_RESIDUAL = {
+    "residual.0": "norm1",
+    "residual.2": "conv1",
+    "residual.3": "norm2",
+    "residual.6": "conv2",
+    "shortcut": "conv_shortcut",
+}
+_VAE_RESAMPLE = {"resample.1": "resample.1", "time_conv": "time_conv"}
+_VAE_ATTENTION = {"norm": "norm", "to_qkv": "to_qkv", "proj": "proj"}
+_T5_BLOCK = {
+    "norm1": "layer.0.layer_norm",
+    "attn.q": "layer.0.SelfAttention.q",
+    "attn.k": "layer.0.SelfAttention.k",
+    "attn.v": "layer.0.SelfAttention.v",
+    "attn.o": "layer.0.SelfAttention.o",
+    "pos_embedding.embedding": "layer.0.SelfAttention.relative_attention_bias",
+    "norm2": "layer.1.layer_norm",
+    "ffn.gate.0": "layer.1.DenseReluDense.wi_0",
+    "ffn.fc1": "layer.1.DenseReluDense.wi_1",
+    "ffn.fc2": "layer.1.DenseReluDense.wo",
+}
+
+
+def transformer_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Official → ours, for the S2V transformer with this (our) config."""
+    names = dict(_TRANSFORMER)
+    for n in range(config["num_layers"]):
+        names |= _nested(f"blocks.{n}", f"blocks.{n}", _BLOCK)
+    for k in range(len(config["audio_inject_layers"])):
+        names |= _nested(f"audio_injector.injector.{k}", f"audio_injector.attentions.{k}", _ATTENTION)
+        names[f"audio_injector.injector_adain_layers.{k}.linear"] = f"audio_injector.adain.{k}.linear"
+    return names
+
+
+def vae_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Official → diffusers `AutoencoderKLWan`, for both kinds of Wan VAE."""
+    names = {"conv1": "quant_conv", "conv2": "post_quant_conv"}
+    for side in ("encoder", "decoder"):
+        names |= {f"{side}.conv1": f"{side}.conv_in", f"{side}.head.0": f"{side}.norm_out"}
+        names[f"{side}.head.2"] = f"{side}.conv_out"
+        names |= _nested(f"{side}.middle.0", f"{side}.mid_block.resnets.0", _VAE_RESIDUAL)
+        names |= _nested(f"{side}.middle.1", f"{side}.mid_block.attentions.0", _VAE_ATTENTION)
+        names |= _nested(f"{side}.middle.2", f"{side}.mid_block.resnets.1", _VAE_RESIDUAL)
+    return names | _vae_levels(config)
+
+
+def _vae_levels(config: Mapping[str, Any]) -> dict[str, str]:
+    residual, levels, depth = config["is_residual"], len(config["dim_mult"]), config["num_res_blocks"]
+    names: dict[str, str] = {}
+    for level in range(levels):
+        for j in range(depth + (level < levels - 1)):
+            flat = level * (depth + 1) + j
+            table = _VAE_RESIDUAL if j < depth else _VAE_RESAMPLE
+            part = f"resnets.{j}" if j < depth else "downsampler"
+            ours = f"encoder.down_blocks.{level}.{part}" if residual else f"encoder.down_blocks.{flat}"
+            official = f"{level}.downsamples.{j}" if residual else str(flat)
+            names |= _nested(f"encoder.downsamples.{official}", ours, table)
+        for j in range(depth + 1 + (level < levels - 1)):
+            table = _VAE_RESIDUAL if j <= depth else _VAE_RESAMPLE
+            part = f"resnets.{j}" if j <= depth else ("upsampler" if residual else "upsamplers.0")
+            official = f"{level}.upsamples.{j}" if residual else str(level * (depth + 2) + j)
+            names |= _nested(f"decoder.upsamples.{official}", f"decoder.up_blocks.{level}.{part}", table)
+    return names
+
+
+def text_encoder_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Official → transformers `UMT5EncoderModel`."""
+    names = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
+    for n in range(config["num_layers"]):
+        names |= _nested(f"blocks.{n}", f"encoder.block.{n}", _T5_BLOCK)
+    return names
+
+
+def _nested(official: str, ours: str, table: Mapping[str, str]) -> dict[str, str]:
+    return {f"{official}.{a}": f"{ours}.{b}" for a, b in table.items()}
+
+
+def rename(name: str, table: Mapping[str, str]) -> str | None:
+    """The other name of a tensor, or None where the table does not know its module."""
+    if name in table:
+        return table[name]
+    module, _, leaf = name.rpartition(".")
+    return f"{table[module]}.{leaf}" if module in table else None
+
+
+def inverse(table: Mapping[str, str]) -> dict[str, str]:
+    return {ours: official for official, ours in table.items()}
+
+
+def speech_encoder_name(name: str) -> str:
+    """Our name of a wav2vec2 tensor: without the CTC model's prefix, with today's name of the weight norm."""
+    name = name.removeprefix("wav2vec2.")
+    name = name.replace("conv.weight_g", "conv.parametrizations.weight.original0")
+    return name.replace("conv.weight_v", "conv.parametrizations.weight.original1")
+
+
+def strip_prefix(headers: Mapping[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """The same tensors without the prefix that single files put before every name of the transformer."""
+    for prefix in _PREFIXES:
+        inside = {name.removeprefix(prefix): item for name, item in headers.items() if name.startswith(prefix)}
+        if inside:
+            return inside
+    return dict(headers)
+
+
+def is_s2v(names: Iterable[str]) -> bool:
+    names = set(names)
+    official = {"patch_embedding.weight", "casual_audio_encoder.weights"}
+    return official <= names or {"patch_embedding.weight", "audio_encoder.layer_weights"} <= names
+
+
+def is_vae(names: Iterable[str]) -> bool:
+    return {"encoder.conv1.weight", "decoder.conv1.weight", "decoder.head.0.gamma"} <= set(names)
+
+
+def is_text_encoder(names: Iterable[str]) -> bool:
+    names = set(names)
+    official = {"token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"}
+    return official <= names or {"shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"} <= names
+
+
+def require_s2v(headers: Mapping[str, StoredTensor], where: str, two_experts: bool) -> None:
+    """Pass only for an S2V transformer in plain floating point.
+
+    Raises: CheckpointError that names what was given instead.
+    """
+    if any("lora_" in name or ".lora" in name or "lokr_" in name or "hada_" in name for name in headers):
+        raise CheckpointError(f"{where} is a LoRA, not a model. Load a model first, then call load_lora_weights.")
+    if is_s2v(headers):
+        require_plain_dtype(headers, where)
+        return
+    what = _other_model(headers, two_experts)
+    raise CheckpointError(
+        f"{where} is {what}; S2V needs {S2V_REPOSITORY}. Get it with: wan-s2v download {S2V_REPOSITORY}"
+    )
+
+
+def require_plain_dtype(headers: Mapping[str, StoredTensor], where: str) -> None:
+    """Raises: CheckpointError if any tensor is quantized."""
+    scaled = [n for n in headers if n.endswith(("scale_weight", "weight_scale", "scale_input", "scaled_fp8"))]
+    other = {name: item.dtype for name, item in headers.items() if item.dtype not in {"F32", "F16", "BF16"}}
+    if scaled or other:
+        first = next(iter(other), "") or scaled[0]
+        kind = other.get(first, "scaled")
+        raise CheckpointError(
+            f"{where} holds quantized weights ({kind}, first: {first}), e.g. fp8, which are not supported yet. Use the"
+            " bf16 or fp16 file."
+        )
+
+
+def _other_model(headers: Mapping[str, StoredTensor], two_experts: bool) -> str:
+    if is_vae(headers) or "encoder.conv_in.weight" in headers:
+        return "a VAE, not a transformer"
+    if is_text_encoder(headers):
+        return "a text encoder, not a transformer"
+    wan = {"patch_embedding.weight", "head.head.weight"} <= headers.keys()
+    wan_diffusers = {"patch_embedding.weight", "condition_embedder.time_proj.weight"} <= headers.keys()
+    if not (wan or wan_diffusers):
+        return f"not a Wan checkpoint (its tensors: {', '.join(list(headers)[:2]) or 'none'}, …)"
+    for mark, label in _DERIVED.items():
+        if any(mark in name for name in headers):
+            return label
+    patch = headers["patch_embedding.weight"].shape
+    width, channels = (*patch, 0, 0)[:2]
+    experts = "two experts, no audio" if two_experts else "no audio"
+    sizes = {16: "T2V", 36: "I2V", 48: "TI2V"}
+    if (width, channels) == (3072, 48):
+        return "TI2V-5B (no audio)"
+    if width == 5120 and channels in (16, 36):
+        return f"{sizes[channels]}-{'A14B' if two_experts else '14B'} ({experts})"
+    return f"a Wan {sizes.get(channels, 'video')} transformer of width {width} ({experts})"
+
+
+_DERIVED = {
+    "vace_blocks": "VACE (no speech input)",
+    "face_adapter": "Animate-14B (driven by a video, not by speech)",
+    "audio_cross_attn": "another speech model built on Wan (MultiTalk, InfiniteTalk or HuMo)",
+    "img_emb": "Wan2.1 I2V (no audio)",
+}

@@ -1,0 +1,149 @@
+"""Where the parts of a checkpoint lie: on disk or in the Hugging Face cache, in any layout, under any usual name.
+
+Decides by names of files and folders, and by tensor names where a file may be called anything; checks no tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import huggingface_hub
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+from wan_s2v.errors import CheckpointError, UsageError
+from wan_s2v.weight_files import read_headers, read_json
+from wan_s2v.weight_names import S2V_REPOSITORY, is_text_encoder, is_vae
+
+Layout = Literal["official", "diffusers", "single_file"]
+ALIASES: Final = {"s2v-14b": S2V_REPOSITORY, "wan2.2-s2v-14b": S2V_REPOSITORY}
+SPEECH_FOLDER: Final = "wav2vec2-large-xlsr-53-english"
+TOKENIZER_FOLDER: Final = "google/umt5-xxl"
+TEXT_ENCODER_FILE: Final = "models_t5_umt5-xxl-enc-bf16.pth"
+VAE_FILES: Final = {16: "Wan2.1_VAE.pth", 48: "Wan2.2_VAE.pth"}  # by latent channels
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_ANCHORS = ["config.json", "model_index.json"]
+_TINY = Path(__file__).parent / "assets" / "tiny"
+PART_NAMES = {
+    "vae": "VAE",
+    "text_encoder": "text encoder",
+    "tokenizer": "tokenizer",
+    "audio_encoder": "speech encoder",
+    "audio_processor": "speech feature extractor",
+}
+
+
+
+def locate(model: str | Path) -> Path:
+    """The folder or file that `model` names, looking on disk and then in the Hugging Face cache."""
+    if str(model) == "tiny":
+        if not (_TINY / "model_index.json").is_file():
+            raise CheckpointError(f"This build has no embedded model. Use another, e.g. model={S2V_REPOSITORY!r}.")
+        return _TINY
+    path = Path(model).expanduser()
+    if path.exists():
+        return path
+    repository = ALIASES.get(str(model).lower(), str(model))
+    if path.suffix in {".safetensors", ".gguf", ".pth"} or not HUB_ID.fullmatch(repository):
+        raise UsageError(
+            f"model={str(model)!r} does not exist. Pass a folder, a .safetensors file, a hub id such as"
+            f" {S2V_REPOSITORY}, or 'tiny'."
+        )
+    for local in (Path(repository), Path(repository.rpartition("/")[2])):
+        if local.is_dir():
+            return local
+    try:
+        # asks for one file: the cache never holds the whole repository, and our own check names what is missing
+        found = huggingface_hub.snapshot_download(repository, local_files_only=True, allow_patterns=_ANCHORS)
+        return Path(found)
+    except (LocalEntryNotFoundError, HFValidationError) as error:
+        raise CheckpointError(
+            f"{repository} is neither a folder here nor in the Hugging Face cache. Get it with:"
+            f" wan-s2v download {repository}"
+        ) from error
+
+
+def find_transformers(root: Path, layout: Layout) -> dict[str, Path]:
+    """Where the transformers are; the high-noise expert comes first, as in diffusers."""
+    if layout == "single_file":
+        return {"transformer": root}
+    if layout == "diffusers":
+        names = ("transformer", "transformer_2")
+        index = read_json(root / "model_index.json")
+        if not (root / "transformer").is_dir():
+            what = index.get("_class_name", "unknown")
+            raise CheckpointError(f"{root} holds a {what} without a transformer; S2V needs {S2V_REPOSITORY}.")
+        return {name: root / name for name in names if _present(index, name)}
+    if (root / "high_noise_model").is_dir() or (root / "low_noise_model").is_dir():
+        return {"transformer": root / "high_noise_model", "transformer_2": root / "low_noise_model"}
+    return {"transformer": root}
+
+
+def _present(index: Mapping[str, Any], name: str) -> bool:
+    entry = index.get(name)
+    return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
+
+
+def find_others(folder: Path, channels: int) -> dict[str, Path | None]:
+    """Where the models beside the transformer are; None where one is missing, no entry where a folder goes without."""
+    if (folder / "model_index.json").is_file():
+        index = read_json(folder / "model_index.json")
+        return {name: _filled(folder / name) for name in PART_NAMES if _present(index, name)}
+    speech = _speech_folder(folder)
+    processor = speech if speech and (speech / "preprocessor_config.json").is_file() else folder / "audio_processor"
+    names = sorted(VAE_FILES.values(), key=lambda name: name != VAE_FILES.get(channels))
+    return {
+        "vae": _first(folder, names, "vae") or _by_content(folder, is_vae),
+        "text_encoder": _first(folder, [TEXT_ENCODER_FILE], "text_encoder") or _by_content(folder, is_text_encoder),
+        "tokenizer": _tokenizer_folder(folder),
+        "audio_encoder": speech,
+        "audio_processor": processor if (processor / "preprocessor_config.json").is_file() else None,
+    }
+
+
+def _filled(path: Path) -> Path | None:
+    return path if path.is_dir() and any(path.iterdir()) else None
+
+
+def _tokenizer_folder(folder: Path) -> Path | None:
+    """A folder with a vocabulary, without which transformers may build an empty tokenizer and say nothing."""
+    for place in (folder / name for name in (TOKENIZER_FOLDER, "tokenizer", "umt5-xxl")):
+        stated = place / "tokenizer_config.json"
+        of_bytes = stated.is_file() and read_json(stated).get("tokenizer_class") == "ByT5Tokenizer"  # needs no file
+        if of_bytes or (place / "tokenizer.json").is_file() or (place / "spiece.model").is_file():
+            return place
+    return None
+
+
+def _first(folder: Path, files: list[str], model_folder: str) -> Path | None:
+    found = next((folder / name for name in files if (folder / name).is_file()), None)
+    return found or (folder / model_folder if (folder / model_folder / "config.json").is_file() else None)
+
+
+def _by_content(folder: Path, accepts: Callable[[Iterable[str]], bool]) -> Path | None:
+    """The first weight file of a folder whose tensor names are accepted, whatever it is called."""
+    for path in sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".pth"} and p.is_file()):
+        with suppress(CheckpointError):  # other people's files are allowed to lie beside ours
+            if accepts(read_headers([path])):
+                return path
+    return None
+
+
+def _speech_folder(folder: Path) -> Path | None:
+    """The official wav2vec2 folder, or the only folder of that kind."""
+    places = [path.parent for path in sorted(folder.glob("*/config.json"))]
+    speech = [path for path in places if read_json(path / "config.json").get("model_type") == "wav2vec2"]
+    found = [path for path in speech if any(path.glob("model*.safetensors")) or (path / "pytorch_model.bin").is_file()]
+    official = folder / SPEECH_FOLDER
+    return official if official in found else (found[0] if len(found) == 1 else None)
+
+
+def usual_name(root: Path, name: str) -> str:
+    """What a missing part is called in the layout of `root`."""
+    if (root / "model_index.json").is_file():
+        return f"{name}/"
+    folders = {"tokenizer": f"{TOKENIZER_FOLDER}/", "text_encoder": TEXT_ENCODER_FILE, "vae": VAE_FILES[16]}
+    return folders.get(name, f"{SPEECH_FOLDER}/")

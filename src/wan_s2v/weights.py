@@ -1,0 +1,114 @@
+"""Load the models of a checkpoint: built without memory, then filled tensor by tensor.
+
+The front door to weights on disk; finding and checking is in checkpoint.py. Tensors whose dtype is already right stay
+mapped from the file when loaded to the CPU, so that a machine with less memory than the checkpoint can still hold it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
+
+from wan_s2v.checkpoint import Checkpoint, ModelFiles, build_on_meta, find_checkpoint, fingerprint
+from wan_s2v.convert import convert
+from wan_s2v.download import download
+from wan_s2v.errors import CheckpointError, UsageError
+from wan_s2v.weight_files import iterate_tensors, read_json
+
+__all__ = ["Checkpoint", "convert", "download", "find_checkpoint", "fingerprint", "load_components", "load_model"]
+
+Progress = Callable[[str, int, int], None]  # component, bytes done, bytes in all
+
+
+def load_components(
+    checkpoint: Checkpoint,
+    *,
+    torch_dtype: torch.dtype,
+    device: str | torch.device = "cpu",
+    skip: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """All components of the pipeline, in evaluation mode.
+
+    Args:
+        checkpoint: from `find_checkpoint`; nothing is checked again.
+        torch_dtype: of the transformers: float32, bfloat16 or float16. The VAE and the speech encoder are float32; the
+            text encoder is float32 with float32 and bfloat16 otherwise, since umT5 overflows in float16.
+        device: where every tensor goes as it is read.
+        skip: components to leave None.
+        progress: called after every tensor with the component, its bytes so far and in all.
+    Returns: transformer, transformer_2 (or None), boundary_ratio (or None), vae, text_encoder, tokenizer,
+        audio_encoder, audio_processor.
+    """
+    if torch_dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UsageError(f"torch_dtype={torch_dtype} is not accepted. Use torch.float32, bfloat16 or float16.")
+    text_dtype = torch.float32 if torch_dtype == torch.float32 else torch.bfloat16
+    dtypes = {
+        "transformer": torch_dtype,
+        "transformer_2": torch_dtype,
+        "vae": torch.float32,
+        "text_encoder": text_dtype,
+        "audio_encoder": torch.float32,
+    }
+    components: dict[str, Any] = dict.fromkeys(dtypes)
+    # before the weights: what can fail in a second must not fail after minutes
+    components["tokenizer"] = None if "tokenizer" in skip else _tokenizer(checkpoint)
+    components["audio_processor"] = None if "audio_processor" in skip else _audio_processor(checkpoint)
+    for name, dtype in dtypes.items():
+        if name in checkpoint.models and name not in skip:
+            components[name] = load_model(checkpoint.models[name], dtype, torch.device(device), progress)
+    components["boundary_ratio"] = checkpoint.boundary_ratio
+    return components
+
+
+def load_model(
+    model: ModelFiles, dtype: torch.dtype, device: torch.device, progress: Progress | None = None
+) -> nn.Module:
+    """One model with its weights on `device`, all of them in `dtype`."""
+    module = build_on_meta(model.name, model.config)
+    names = {(stored.file, stored.name): name for name, stored in model.tensors.items()}
+    done = 0
+    for stored, tensor in iterate_tensors(model.tensors.values()):
+        # moved before it is converted: the bus carries the stored size and the device does the work
+        value = tensor.to(device).to(dtype).contiguous()
+        path, _, leaf = names[stored.file, stored.name].rpartition(".")
+        setattr(module.get_submodule(path), leaf, nn.Parameter(value))
+        done += stored.num_bytes
+        if progress:
+            progress(model.name, done, model.total_bytes)
+    if model.name == "text_encoder":
+        module.get_submodule("encoder.embed_tokens").weight = module.get_submodule("shared").weight
+    assert not any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())), model.name
+    return module.eval()
+
+
+def _tokenizer(checkpoint: Checkpoint) -> Any:
+    if checkpoint.tokenizer is None:
+        return None
+    file = checkpoint.tokenizer / "tokenizer.json"
+    if file.is_file() and not {"model", "added_tokens"} <= read_json(file).keys():
+        raise CheckpointError(f"{file} is not a tokenizer. Fetch it again.")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.tokenizer, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer} holds no readable tokenizer ({str(error).splitlines()[0]}). Fetch it again."
+        ) from error
+    text_encoder = checkpoint.models.get("text_encoder")
+    if text_encoder and len(tokenizer) > text_encoder.config["vocab_size"]:
+        raise CheckpointError(
+            f"{checkpoint.tokenizer} has {len(tokenizer)} tokens, the text encoder knows"
+            f" {text_encoder.config['vocab_size']}. Take both from one checkpoint."
+        )
+    return tokenizer
+
+
+def _audio_processor(checkpoint: Checkpoint) -> Wav2Vec2FeatureExtractor | None:
+    if checkpoint.audio_processor is None:
+        return None
+    return Wav2Vec2FeatureExtractor.from_pretrained(checkpoint.audio_processor, local_files_only=True)

@@ -1,0 +1,219 @@
+"""Converting changes the layout and no value, in both directions, and never leaves half a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import write_official_s2v
+from conftest import load_golden
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from transformers import UMT5EncoderModel, Wav2Vec2Model
+
+from wan_s2v.errors import CheckpointError, OutputError, UsageError
+from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.weight_files import iterate_tensors
+from wan_s2v.weights import Checkpoint, convert, find_checkpoint, load_components
+
+MODELS = ("transformer", "transformer_2", "vae", "text_encoder", "audio_encoder")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    return write_official_s2v(tmp_path / "source", dtype=torch.bfloat16)
+
+
+def stored(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint in its stored dtype, by model and our name."""
+    tensors = {}
+    for name, model in checkpoint.models.items():
+        names = {(item.file, item.name): ours for ours, item in model.tensors.items()}
+        for item, tensor in iterate_tensors(model.tensors.values()):
+            tensors[f"{name}/{names[item.file, item.name]}"] = tensor
+    return tensors
+
+
+def assert_same_weights(left: Path, right: Path) -> None:
+    first, second = stored(find_checkpoint(left)), stored(find_checkpoint(right))
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert tensor.dtype == second[name].dtype, name
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_a_diffusers_folder_holds_the_same_weights(source: Path, tmp_path: Path) -> None:
+    target = convert(source, tmp_path / "diffusers", layout="diffusers")
+    assert find_checkpoint(target).layout == "diffusers"
+    assert_same_weights(source, target)
+
+
+@pytest.mark.parametrize("boundary_ratio", [None, 0.875])
+def test_the_round_trip_is_identity(tmp_path: Path, boundary_ratio: float | None) -> None:
+    source = write_official_s2v(tmp_path / "source", dtype=torch.bfloat16, boundary_ratio=boundary_ratio)
+    there = convert(source, tmp_path / "diffusers", layout="diffusers")
+    back = convert(there, tmp_path / "official", layout="official", max_shard_bytes=100_000)
+    assert_same_weights(source, back)
+    assert find_checkpoint(back).boundary_ratio == find_checkpoint(there).boundary_ratio == boundary_ratio
+    for config in source.rglob("config.json"):
+        written = json.loads((back / config.relative_to(source)).read_text())
+        assert written.items() >= json.loads(config.read_text()).items()
+    files = {p.relative_to(source) for p in source.rglob("*") if p.is_file() and "diffusion_pytorch" not in p.name}
+    assert files <= {p.relative_to(back) for p in back.rglob("*") if p.is_file()}
+
+
+def test_the_official_pth_files_are_plain_state_dicts_with_their_own_names(source: Path, tmp_path: Path) -> None:
+    there = convert(source, tmp_path / "diffusers", layout="diffusers")
+    back = convert(there, tmp_path / "official", layout="official")
+    for name in ("Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth"):
+        expected = torch.load(source / name, weights_only=True)
+        written = torch.load(back / name, weights_only=True)
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[key], expected[key]) for key in expected)
+        assert (back / name).stat().st_size < 1.2 * (source / name).stat().st_size
+
+
+def test_the_libraries_load_what_is_written(source: Path, tmp_path: Path) -> None:
+    target = convert(source, tmp_path / "diffusers", layout="diffusers", max_shard_bytes=200_000)
+    ours = load_components(find_checkpoint(target), torch_dtype=torch.float32)
+    theirs: dict[str, Any] = {
+        "transformer": WanS2VTransformer.from_pretrained(target / "transformer", torch_dtype=torch.float32),
+        "vae": AutoencoderKLWan.from_pretrained(target / "vae", torch_dtype=torch.float32),
+        "text_encoder": UMT5EncoderModel.from_pretrained(target / "text_encoder", dtype=torch.float32),
+        "audio_encoder": Wav2Vec2Model.from_pretrained(target / "audio_encoder", dtype=torch.float32),
+    }
+    for name, module in theirs.items():
+        expected = module.state_dict()
+        for key, tensor in ours[name].state_dict().items():
+            assert torch.equal(tensor, expected[key]), f"{name}: {key}"
+
+
+def test_what_the_libraries_save_is_loaded(source: Path, tmp_path: Path) -> None:
+    components = load_components(find_checkpoint(source), torch_dtype=torch.bfloat16)
+    index: dict[str, Any] = {"_class_name": "WanS2VPipeline", "boundary_ratio": None, "transformer_2": [None, None]}
+    for name, component in components.items():
+        if hasattr(component, "save_pretrained"):
+            component.save_pretrained(tmp_path / "saved" / name)
+            index[name] = [type(component).__module__, type(component).__name__]
+    (tmp_path / "saved" / "model_index.json").write_text(json.dumps(index))
+    again = load_components(find_checkpoint(tmp_path / "saved"), torch_dtype=torch.bfloat16)
+    assert {n for n, c in again.items() if c is not None} == {n for n, c in components.items() if c is not None}
+    for name in MODELS:
+        if components[name] is not None:
+            expected = components[name].state_dict()
+            assert all(torch.equal(tensor, expected[key]) for key, tensor in again[name].state_dict().items()), name
+    assert again["tokenizer"]("the man").input_ids == components["tokenizer"]("the man").input_ids
+
+
+def test_optional_components_may_be_absent_in_a_diffusers_folder(source: Path, tmp_path: Path) -> None:
+    target = convert(source, tmp_path / "diffusers", layout="diffusers")
+    index = json.loads((target / "model_index.json").read_text())
+    for name in ("text_encoder", "tokenizer"):
+        shutil.rmtree(target / name)
+        index[name] = [None, None]
+    with pytest.raises(CheckpointError, match=r"text_encoder/.*tokenizer/"):
+        find_checkpoint(target)
+    (target / "model_index.json").write_text(json.dumps(index))
+    components = load_components(find_checkpoint(target), torch_dtype=torch.float32)
+    assert components["text_encoder"] is None
+    assert components["tokenizer"] is None
+
+
+def test_what_a_model_says_of_its_sampling_survives_both_layouts(source: Path, tmp_path: Path) -> None:
+    defaults = {"num_inference_steps": 4, "flow_shift": 5.0}
+    (source / "configuration.json").write_text(json.dumps({"task": "speech", "sampling_defaults": defaults}))
+    there = convert(source, tmp_path / "diffusers", layout="diffusers")
+    back = convert(there, tmp_path / "official", layout="official")
+    assert [find_checkpoint(p).sampling_defaults for p in (source, there, back)] == [defaults] * 3
+
+
+def test_only_the_transformer_changes_its_dtype(source: Path, tmp_path: Path) -> None:
+    target = convert(source, tmp_path / "fp16", layout="official", torch_dtype=torch.float16)
+    before, after = stored(find_checkpoint(source)), stored(find_checkpoint(target))
+    for name, tensor in after.items():
+        expected = before[name].to(torch.float16) if name.startswith("transformer/") else before[name]
+        assert tensor.dtype == expected.dtype, name
+        assert torch.equal(tensor, expected), name
+
+
+def test_shards_stay_under_the_limit_and_the_index_is_complete(source: Path, tmp_path: Path) -> None:
+    limit = 100_000
+    target = convert(source, tmp_path / "sharded", layout="official", max_shard_bytes=limit)
+    index = json.loads((target / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    files = sorted(set(index["weight_map"].values()))
+    assert len(files) > 1
+    assert files[0] == f"diffusion_pytorch_model-00001-of-{len(files):05d}.safetensors"
+    total = 0
+    for file in files:
+        tensors = load_file(target / file)
+        size = sum(tensor.nbytes for tensor in tensors.values())
+        assert size <= limit or len(tensors) == 1
+        assert {index["weight_map"][name] for name in tensors} == {file}
+        total += size
+    assert index["metadata"]["total_size"] == total
+
+
+def test_a_single_file_becomes_an_official_folder(source: Path, tmp_path: Path) -> None:
+    tensors, metadata = load_golden("s2v_pipe.weights")
+    file = tmp_path / "single.safetensors"
+    prefixed = {f"model.diffusion_model.{n}": t.bfloat16() for n, t in tensors.items()}
+    save_file(prefixed, file, metadata={"config": metadata["config"]})
+    target = convert(find_checkpoint(file, components=source), tmp_path / "official", layout="official")
+    assert_same_weights(source, target)
+
+
+def test_progress_reaches_the_size_of_every_written_model(source: Path, tmp_path: Path) -> None:
+    last: dict[str, tuple[int, int]] = {}
+
+    def watch(name: str, done: int, total: int) -> None:
+        last[name] = (done, total)
+
+    convert(source, tmp_path / "out", layout="official", progress=watch)
+    models = find_checkpoint(source).models
+    copied = {"audio_encoder"}
+    assert last == {n: (m.total_bytes, m.total_bytes) for n, m in models.items() if n not in copied}
+
+
+def test_nothing_is_left_when_it_fails(source: Path, tmp_path: Path) -> None:
+    def interrupt(name: str, done: int, total: int) -> None:
+        if name == "vae":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, tmp_path / "out" / "target", layout="diffusers", progress=interrupt)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_an_existing_target_is_not_touched(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="exists already"):
+        convert(source, source, layout="diffusers")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UsageError, match="exists already"):
+        convert(source, tmp_path / "file", layout="diffusers")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("options", [{"layout": "gguf"}, {"layout": "official", "torch_dtype": torch.int8}])
+def test_other_values_are_misuse(source: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="is not accepted"):
+        convert(source, tmp_path / "out", **options)
+
+
+def test_no_space_is_said_before_writing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
+    with pytest.raises(OutputError, match="GiB free"):
+        convert(source, tmp_path / "out" / "target", layout="official")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_latent_statistics_that_the_official_layout_cannot_hold_are_refused(source: Path, tmp_path: Path) -> None:
+    target = convert(source, tmp_path / "diffusers", layout="diffusers")
+    path = target / "vae" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"latents_mean": [0.0] * 16}))
+    with pytest.raises(UsageError, match="latents_mean cannot be stated in the official layout"):
+        convert(target, tmp_path / "official", layout="official")
+    assert not (tmp_path / "official").exists()
