@@ -250,12 +250,12 @@ def _from_text(name: str, text: str) -> Any:
         return _TRUTH[text.lower()]
     if str in kinds:
         return text
-    for kind in (int, float):
+    for kind, what in ((int, "whole number"), (float, "number")):
         if kind in kinds:
             try:
                 return kind(text)
             except ValueError:
-                raise UsageError(f"{name}={text!r} is not a {kind.__name__}. Write a plain number.") from None
+                raise UsageError(f"{name}={text!r} is not a {what}. Write digits.") from None
     return text
 
 
@@ -322,7 +322,7 @@ def _check_type(name: str, value: Any) -> None:
     wrong_bool = isinstance(value, bool) and bool not in allowed
     if value is not None and (wrong_bool or not isinstance(value, allowed)):
         names = " or ".join(kind.__name__ for kind in allowed if kind is not type(None))
-        raise UsageError(f"{name}={value!r} is a {type(value).__name__}. Give a value of type {names}.")
+        raise UsageError(f"{name}={value!r} has the type {type(value).__name__}. Give {names}.")
 
 
 def _request(job: Job, taken: dict[Path, int], overwrite: bool) -> Request:

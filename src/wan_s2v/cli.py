@@ -332,7 +332,9 @@ def _run(words: list[str]) -> int:
     try:
         code = app(words, prog_name="wan-s2v", standalone_mode=False)
     except _ParseError as error:
-        raise UsageError(f"{error.format_message()} See wan-s2v {words[0]} --help.") from error
+        known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+        place = f"wan-s2v {words[0]}" if words[0] in known else "wan-s2v"
+        raise UsageError(f"{error.format_message().rstrip('.')}. See {place} --help.") from error
     if code == INTERRUPTED:  # newer typer turns the interrupt into this code
         raise KeyboardInterrupt
     return int(code or 0)

@@ -13,6 +13,7 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import unpatchify
 from torch import Tensor
 
 from wan_s2v.clips import FRAMES_PER_LATENT
+from wan_s2v.decoder import decode_frames
 
 
 def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -39,7 +40,7 @@ def encode_pixels(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKLWan, latents: Tensor, num_frames: int) -> Tensor:
-    """Pixels of the last `num_frames` frames; those before warm the causal decoder up and are dropped one by one.
+    """Pixels of the last `num_frames` frames; those before only warm the causal decoder up.
 
     Args:
         latents: (C, F, h, w), prefix included.
@@ -48,18 +49,9 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor, num_frames: int) -> T
     """
     mean, inverse_std = _statistics(vae, latents)
     z = (latents.float() / inverse_std + mean)[None].to(vae.device, vae.dtype)
-    total = 1 + FRAMES_PER_LATENT * (z.shape[2] - 1)
-    assert num_frames <= total, (num_frames, total)
-    x = vae.post_quant_conv(z)
-    cache: list[Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
-    kept, made = [], 0
-    for index in range(z.shape[2]):
-        frames = vae.decoder(x[:, :, index : index + 1], feat_cache=cache, feat_idx=[0], first_chunk=index == 0)
-        made += frames.shape[2]
-        wanted = min(frames.shape[2], made - (total - num_frames))
-        if wanted > 0:
-            kept.append(frames[:, :, -wanted:])
-    pixels = torch.cat(kept, dim=2)
+    assert num_frames <= 1 + FRAMES_PER_LATENT * (z.shape[2] - 1), (num_frames, z.shape)
+    num_kept = min(z.shape[2], -(-num_frames // FRAMES_PER_LATENT))
+    pixels = torch.cat(list(decode_frames(vae, z, num_kept)), dim=2)[:, :, -num_frames:]
     if vae.config.patch_size is not None:
         pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
     return pixels[0].float().clamp(-1, 1)

@@ -40,7 +40,7 @@ from wan_s2v.plan import (
 )
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
-from wan_s2v.runtime.convolution import use_onednn
+from wan_s2v.runtime.cpu import speed_up_on_cpu
 from wan_s2v.runtime.offload import on_device
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.video import PoseVideo, to_uint8
@@ -90,7 +90,7 @@ class WanS2VPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             transformer_2=transformer_2,
         )
-        use_onednn(vae)
+        speed_up_on_cpu(vae)
         self.register_to_config(boundary_ratio=boundary_ratio, sampling_defaults=sampling_defaults)
         self.spec = spec
         self.notes: tuple[str, ...] = ()

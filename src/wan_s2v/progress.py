@@ -12,8 +12,6 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from wan_s2v.clips import ClipPlan
-
 
 class Reporter(Protocol):
     """Receives the progress of loading and of one video after another."""
@@ -25,8 +23,8 @@ class Reporter(Protocol):
     def loading(self, component: str, done: int, total: int) -> None:
         """Bytes of a component that are loaded."""
 
-    def start(self, clips: ClipPlan, num_inference_steps: int) -> None:
-        """A video begins."""
+    def start(self, num_clips: int, num_inference_steps: int, decode_share: float) -> None:
+        """A video begins; `decode_share` of its time, about, is not spent in steps."""
 
     def step(self, *state: Any) -> dict[str, Any]:
         """A step is done; has the form of `callback_on_step_end`."""
@@ -67,7 +65,7 @@ class _Silent:
     def loading(self, component: str, done: int, total: int) -> None:
         pass
 
-    def start(self, clips: ClipPlan, num_inference_steps: int) -> None:
+    def start(self, num_clips: int, num_inference_steps: int, decode_share: float) -> None:
         pass
 
     def step(self, *state: Any) -> dict[str, Any]:
@@ -87,19 +85,19 @@ class _Lines(_Silent):
         if done == total:
             self._console.print(f"loaded {component} ({size_text(total)})")
 
-    def start(self, clips: ClipPlan, num_inference_steps: int) -> None:
-        self._frames, self._done, self._started = [clip.num_frames for clip in clips.clips], 0, time.perf_counter()
+    def start(self, num_clips: int, num_inference_steps: int, decode_share: float) -> None:
+        self._clips, self._done, self._started = num_clips, 0, time.perf_counter()
 
     def clip_written(self) -> None:
         self._done += 1
         spent = time.perf_counter() - self._started
-        left = spent / sum(self._frames[: self._done]) * sum(self._frames[self._done :])
-        more = f", about {duration_text(left)} left" if self._done < len(self._frames) else ""
-        self._console.print(f"clip {self._done} of {len(self._frames)} done after {duration_text(spent)}{more}")
+        left = spent / self._done * (self._clips - self._done)  # clips differ by four frames at most
+        more = f", about {duration_text(left)} left" if left else ""
+        self._console.print(f"clip {self._done} of {self._clips} done after {duration_text(spent)}{more}")
 
 
 class _Live(_Silent):
-    """A bar for loading, then one over all steps of all clips."""
+    """A bar for each component that loads, then one over the steps and decodes of all clips, in shares of time."""
 
     def __init__(self, console: Console) -> None:
         columns = (TextColumn("{task.description:<28}"), BarColumn(30), TextColumn("{task.fields[count]}"))
@@ -125,23 +123,23 @@ class _Live(_Silent):
         assert self._task is not None
         self._progress.update(self._task, completed=done, count=count)
 
-    def start(self, clips: ClipPlan, num_inference_steps: int) -> None:
-        self._clips, self._steps, self._clip, self._step = clips.num_clips, num_inference_steps, 0, 0
-        self._replace("encoding inputs", clips.num_clips * num_inference_steps, "")
+    def start(self, num_clips: int, num_inference_steps: int, decode_share: float) -> None:
+        self._clips, self._steps, self._clip, self._step = num_clips, num_inference_steps, 0, 0
+        self._per_step, self._per_decode = (1 - decode_share) / num_inference_steps, decode_share
+        self._replace("encoding inputs", num_clips, "")
 
     def step(self, *state: Any) -> dict[str, Any]:
         self._step += 1
-        done = self._step == self._steps
-        what = "decoding" if done else "denoising"
-        self._show(f"clip {self._clip + 1} of {self._clips}, {what}", advance=1)
+        what = "decoding" if self._step == self._steps else "denoising"
+        self._show(f"clip {self._clip + 1} of {self._clips}, {what}", self._per_step)
         return {}
 
     def clip_written(self) -> None:
         self._clip, self._step = self._clip + 1, 0
-        last = self._clip == self._clips
-        self._show("writing the file" if last else f"clip {self._clip + 1} of {self._clips}, preparing")
+        following = f"clip {self._clip + 1} of {self._clips}, denoising"
+        self._show("writing the file" if self._clip == self._clips else following, self._per_decode)
 
-    def _show(self, description: str, advance: int = 0) -> None:
+    def _show(self, description: str, advance: float) -> None:
         assert self._task is not None
         count = f"step {self._step} of {self._steps}" if self._step else ""
         self._progress.update(self._task, advance=advance, description=description, count=count)

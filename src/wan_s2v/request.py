@@ -99,9 +99,9 @@ class Preview:
             **self.model.place,
             "estimate": {
                 "seconds": round(self.estimate.seconds, 1),
-                "memory_gib": round(self.estimate.peak_bytes / _GIB, 2),
+                "memory_gib": round(self.estimate.peak_bytes / _GIB, 4),
                 "free_gib": None if self.free_bytes is None else round(self.free_bytes / _GIB, 2),
-                "weights_gib": round(self.estimate.weight_bytes / _GIB, 2),
+                "weights_gib": round(self.estimate.weight_bytes / _GIB, 4),
                 "pflop": round(self.estimate.flops / 1e15, 4),
             },
             "warnings": list(self.warnings),
@@ -122,8 +122,9 @@ def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
     spec = model_spec(transformer.config, vae.config, checkpoint.sampling_defaults)
     # there is nothing to bring anywhere where the CPU computes, even beside a GPU
     offload = options.enable_cpu_offload and device.type == "cuda"
-    sizes, rates, notes = model_sizes(checkpoint), measure_rates(device, dtype), (note,) if note else ()
-    return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, notes)
+    sizes = model_sizes(checkpoint)
+    rates = measure_rates(device, dtype, sizes)
+    return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, (note,) if note else ())
 
 
 def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
@@ -184,7 +185,8 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
     """
     plan, output = wanted.plan, wanted.request.output
     started = time.perf_counter()
-    reporter.start(plan.clips, plan.sampling.num_inference_steps)
+    needed = wanted.estimate
+    reporter.start(plan.clips.num_clips, plan.sampling.num_inference_steps, needed.vae_seconds / needed.seconds)
     remaining = writable_frames(plan)
     seconds: dict[str, float] = {}
     with open_writer(output, plan, pipeline.describe(plan)) as writer:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -27,7 +28,9 @@ _SPEECH_STATES_PER_S: Final = 50
 # Share of a large matrix product's rate that a forward of the 14B reaches with plain PyTorch: 446 and 489 TFLOP/s of
 # 787 on an H100 at 832x480 and 1280x704.
 _TRANSFORMER_EFFICIENCY: Final = 0.57
-_VAE_EFFICIENCY: Final = 0.5  # of one wide convolution's rate; group-wise norms and copies of the cache take the rest
+# Share of one convolution's rate at full resolution: 0.4 to 0.8 on two CPU cores for widths 4, 16 and 32; 0.5 of
+# 240 TFLOP/s fits an H100.
+_VAE_EFFICIENCY: Final = 0.5
 
 # Peak of a forward beyond the weights, in bytes per token and channel: 10.4 GB at 35.1 k tokens and 23.5 GB at 79.2 k
 # in bf16 on an H100. The residual stream is float32, the rest as wide as the weights.
@@ -127,12 +130,14 @@ class Estimate:
     Args:
         flops: of the whole run.
         seconds: without loading weights and writing the file.
+        vae_seconds: the part of it that the VAE takes.
         peak_bytes: on the device that computes.
         weight_bytes: of all components, wherever they stay.
     """
 
     flops: float
     seconds: float
+    vae_seconds: float
     peak_bytes: int
     weight_bytes: int
 
@@ -163,9 +168,10 @@ def estimate(sizes: ModelSizes, work: Work, dtype: torch.dtype, rates: Rates, *,
     text = 2.0 * max(multiplied, 0) * sizes.config["text_len"] * work.num_prompts
     speech = 2.0 * sizes.parameters.get("audio_encoder", 0) * _SPEECH_STATES_PER_S * work.sound_s
     dense = denoise + text + speech
-    seconds = dense / (rates.matmul * _TRANSFORMER_EFFICIENCY) + vae / (rates.convolution * _VAE_EFFICIENCY)
-    weights = weight_bytes(sizes, dtype)
-    return Estimate(dense + vae, seconds, peak_bytes(sizes, work, dtype, offload=offload), sum(weights.values()))
+    vae_seconds = vae / (rates.convolution * _VAE_EFFICIENCY)
+    seconds = dense / (rates.matmul * _TRANSFORMER_EFFICIENCY) + vae_seconds
+    peak = peak_bytes(sizes, work, dtype, offload=offload)
+    return Estimate(dense + vae, seconds, vae_seconds, peak, sum(weight_bytes(sizes, dtype).values()))
 
 
 def weight_bytes(sizes: ModelSizes, dtype: torch.dtype) -> dict[str, int]:
@@ -188,17 +194,22 @@ def peak_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, *, offload: bo
     return max(count + stages.get(name, 0) for name, count in weights.items())
 
 
-def measure_rates(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.05) -> Rates:
-    """What the device reaches now, each measured for about `seconds` after a warm-up."""
-    side = 4096 if device.type == "cuda" else 512
-    a = torch.ones(side, side, device=device, dtype=dtype)
-    channels, frame = (96, 256) if device.type == "cuda" else (48, 64)
+def measure_rates(device: torch.device, dtype: torch.dtype, sizes: ModelSizes, *, seconds: float = 0.05) -> Rates:
+    """What the device reaches now at the model's widths, each measured for about `seconds` after a warm-up."""
+    large = device.type == "cuda"
+    width = min(sizes.width, 4096 if large else 1024)
+    tokens, frame = (4096, 256) if large else (512, 64)
+    a = torch.ones(tokens, width, device=device, dtype=dtype)
+    b = torch.ones(width, 4 * width, device=device, dtype=dtype)
+    channels = sizes.vae_channels
     video = torch.ones(1, channels, 3, frame, frame, device=device)
     kernel = torch.ones(channels, channels, 3, 3, 3, device=device)
+    convolve = partial(torch.conv3d, video, kernel, padding=(0, 1, 1))
+    if not large and torch.backends.mkldnn.is_available():  # as the VAE runs there
+        convolve = partial(torch.mkldnn_convolution, video, kernel, None, (0, 1, 1), (1, 1, 1), (1, 1, 1), 1)
     with torch.no_grad():
-        matmul = 2 * side**3 / _seconds_of(lambda: a @ a, device, seconds)
-        flops = 2 * 27 * channels**2 * frame**2
-        convolution = flops / _seconds_of(lambda: torch.conv3d(video, kernel, padding=(0, 1, 1)), device, seconds)
+        matmul = 2 * a.numel() * 4 * width / _seconds_of(lambda: a @ b, device, seconds)
+        convolution = 2 * 27 * channels**2 * frame**2 / _seconds_of(convolve, device, seconds)
     return Rates(matmul, convolution)
 
 

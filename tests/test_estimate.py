@@ -1,0 +1,80 @@
+"""Estimates agree with what was measured on the published model, and move the right way."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from wan_s2v.models.config import S2V_14B
+from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.runtime.estimate import (
+    S2V_14B_SIZES,
+    Rates,
+    Work,
+    estimate,
+    forward_flops,
+    free_bytes,
+    measure_rates,
+    peak_bytes,
+    weight_bytes,
+)
+
+LATER_CLIP = (20, True)
+H100 = Rates(787e12, 250e12)
+SMALL = Work(480, 832, 16, (LATER_CLIP,), num_inference_steps=40, passes=2)
+LARGE = replace(SMALL, height=704, width=1280)
+
+
+@pytest.mark.parametrize(
+    ("work", "attention", "matmul", "total"),
+    [(SMALL, 1.01e15, 0.87e15, 1.88e15), (LARGE, 5.14e15, 2.0e15, 7.1e15)],
+)
+def test_forward_of_the_14b_costs_what_was_counted(work, attention, matmul, total):
+    flops = forward_flops(S2V_14B, work.layout(S2V_14B, LATER_CLIP))
+    assert flops.attention == pytest.approx(attention, rel=0.03)
+    assert flops.matmul == pytest.approx(matmul, rel=0.03)
+    assert flops.total == pytest.approx(total, rel=0.03)
+
+
+@pytest.mark.parametrize(("work", "seconds", "peak_gb"), [(SMALL, 337, 43.4), (LARGE, 1162, 56.5)])
+def test_time_and_memory_are_near_those_measured_on_an_h100(work, seconds, peak_gb):
+    alone = replace(S2V_14B_SIZES, parameters={name: S2V_14B_SIZES.parameters[name] for name in ("transformer", "vae")})
+    assert estimate(alone, work, torch.bfloat16, H100, offload=False).seconds == pytest.approx(seconds, rel=0.15)
+    assert peak_bytes(alone, work, torch.bfloat16, offload=True) == pytest.approx(peak_gb * 1e9, rel=0.05)
+
+
+def test_parameters_of_the_published_model():
+    with torch.device("meta"):
+        count = sum(parameter.numel() for parameter in WanS2VTransformer(**S2V_14B).parameters())
+    assert S2V_14B_SIZES.parameters["transformer"] == count
+
+
+def test_first_clip_without_motion_is_cheaper_and_offload_needs_less():
+    first, later = (forward_flops(S2V_14B, SMALL.layout(S2V_14B, (20, motion))) for motion in (False, True))
+    assert first.total < later.total
+    resident, offloaded = (peak_bytes(S2V_14B_SIZES, SMALL, torch.bfloat16, offload=on) for on in (False, True))
+    assert offloaded < resident
+    assert offloaded > weight_bytes(S2V_14B_SIZES, torch.bfloat16)["transformer"]
+
+
+@pytest.mark.parametrize("change", [{"num_inference_steps": 41}, {"passes": 3}, {"clips": (LATER_CLIP,) * 2}])
+def test_more_work_takes_longer(change):
+    def seconds(work):
+        return estimate(S2V_14B_SIZES, work, torch.bfloat16, H100, offload=False).seconds
+
+    assert seconds(replace(SMALL, **change)) > seconds(SMALL)
+
+
+def test_text_encoder_is_never_counted_in_float16():
+    assert weight_bytes(S2V_14B_SIZES, torch.float16)["text_encoder"] == 2 * S2V_14B_SIZES.parameters["text_encoder"]
+    assert weight_bytes(S2V_14B_SIZES, torch.float32)["text_encoder"] == 4 * S2V_14B_SIZES.parameters["text_encoder"]
+
+
+def test_the_device_is_measured():
+    rates = measure_rates(torch.device("cpu"), torch.float32, S2V_14B_SIZES, seconds=0.001)
+    assert 1e8 < rates.matmul < 1e15
+    assert 1e8 < rates.convolution < 1e15
+    free = free_bytes(torch.device("cpu"))
+    assert free is None or free > 0
