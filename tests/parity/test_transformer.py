@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from checkpoints import OFFICIAL_KEYS, write_transformer
 from conftest import assert_close, load_golden
 
 from wan_s2v.models.audio_injection import ADAIN_EPS, AdaIN, CausalAudioEncoder
+from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.layers import sinusoidal_embedding
 from wan_s2v.models.motion import MotionPacker
 from wan_s2v.models.tokens import Grid, grid_positions
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.ops.norm import layer_norm, rms_norm
 from wan_s2v.ops.rope import RotaryTable, apply_rotary, rotary_table
-from wan_s2v.weight_names import rename_transformer_keys, transformer_config
+from wan_s2v.weight_names import rename, transformer_names
+from wan_s2v.weights import find_checkpoint, load_model
 
 ATOL = 1e-5  # outputs have a standard deviation near 1
 CASES = {
@@ -25,16 +29,22 @@ CASES = {
 }
 
 
-def load_transformer(name: str) -> WanS2VTransformer:
+EVERYTHING_ELSE = frozenset({"vae", "text_encoder", "tokenizer", "audio_encoder", "audio_processor"})
+
+
+def load_transformer(name: str, folder: Path) -> WanS2VTransformer:
+    """Golden weights through the public path: written as an official folder, found, checked and loaded."""
     tensors, metadata = load_golden(f"{name}.weights")
-    model = WanS2VTransformer(**transformer_config(json.loads(metadata["config"]), tensors))
-    model.load_state_dict(rename_transformer_keys(tensors), strict=True)
-    return model.eval()
+    config = json.loads(metadata["config"])
+    stated = {key: config[key] for key in OFFICIAL_KEYS if key in config}
+    write_transformer(folder, tensors, stated, shards=2, dtype=torch.bfloat16)
+    return load_model(find_checkpoint(folder, skip=EVERYTHING_ELSE).models["transformer"], torch.float32, "cpu")
 
 
 @pytest.fixture(scope="module")
-def transformers() -> dict[str, WanS2VTransformer]:
-    return {name: load_transformer(f"s2v_model_{name}") for name in CASES}
+def transformers(tmp_path_factory) -> dict[str, WanS2VTransformer]:
+    folder = tmp_path_factory.mktemp("transformers")
+    return {name: load_transformer(f"s2v_model_{name}", folder / name) for name in CASES}
 
 
 def _condition(model: WanS2VTransformer, golden: dict[str, torch.Tensor], metadata: dict[str, str]) -> Conditioning:
@@ -106,8 +116,9 @@ def test_audio_encoder_equals_the_official_one(name):
     config = json.loads(metadata["config"])
     encoder = CausalAudioEncoder(25, config["dim"], config["out_dim"], config["num_token"], config["need_global"])
     official = {f"casual_audio_encoder.{key[2:]}": value for key, value in golden.items() if key.startswith("w.")}
-    ours = rename_transformer_keys(official)
-    encoder.load_state_dict({key.removeprefix("audio_encoder."): value for key, value in ours.items()}, strict=True)
+    names = transformer_names(S2V_14B)
+    ours = {rename(key, names).removeprefix("audio_encoder."): value for key, value in official.items()}
+    encoder.load_state_dict(ours, strict=True)
     for key in (key for key in golden if key.endswith(".in")):
         length = key.removesuffix(".in")
         embeds = encoder(golden[key])

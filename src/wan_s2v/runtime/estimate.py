@@ -1,7 +1,7 @@
 """How much work, time and memory a run takes, told before any weight is loaded.
 
-Arithmetic on sizes, and one short measurement of the device. Everything here is approximate: work within a few per
-cent, time and memory within about a third. Nothing depends on files or on a loaded model.
+Arithmetic on sizes, and one short measurement of the device. All of it is approximate: work within a few
+memory within a few, time within a third on a quiet machine. Nothing depends on files or on a loaded model.
 """
 
 from __future__ import annotations
@@ -197,11 +197,13 @@ def peak_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, *, offload: bo
 def measure_rates(device: torch.device, dtype: torch.dtype, sizes: ModelSizes, *, seconds: float = 0.05) -> Rates:
     """What the device reaches now at the model's widths, each measured for about `seconds` after a warm-up."""
     large = device.type == "cuda"
-    width = min(sizes.width, 4096 if large else 1024)
-    tokens, frame = (4096, 256) if large else (512, 64)
+    # Large enough to drown the start of a kernel, and on a busy CPU the wait for its threads (up to 20 ms each).
+    flops = 1e11 if large else 2e9
+    width, channels = min(sizes.width, 4096 if large else 1024), sizes.vae_channels
+    tokens = max(128, min(round(flops / (8 * width**2)), 1 << 15))
+    frame = max(32, min(round(math.sqrt(flops / (54 * channels**2))), 512))
     a = torch.ones(tokens, width, device=device, dtype=dtype)
     b = torch.ones(width, 4 * width, device=device, dtype=dtype)
-    channels = sizes.vae_channels
     video = torch.ones(1, channels, 3, frame, frame, device=device)
     kernel = torch.ones(channels, channels, 3, 3, 3, device=device)
     convolve = partial(torch.conv3d, video, kernel, padding=(0, 1, 1))
@@ -226,19 +228,18 @@ def free_bytes(device: torch.device) -> int | None:
 
 
 def _seconds_of(operation: Callable[[], object], device: torch.device, budget: float) -> float:
-    """Time of one operation, the best of as many as fit the budget, at least one."""
-    best, started = math.inf, 0.0
-    for attempt in range(50):
+    """Time of one operation, the best of at least ten unless they take far longer than the budget."""
+    best, spent = math.inf, 0.0
+    operation()  # loads libraries and picks an algorithm
+    for attempt in range(100):
         begin = time.perf_counter()
         operation()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        if attempt == 0:  # loads libraries and picks an algorithm
-            started = now
-            continue
-        best = min(best, now - begin)
-        if now - started > budget:
+        took = time.perf_counter() - begin
+        best, spent = min(best, took), spent + took
+        # On a busy machine few samples prove nothing.
+        if spent > 4 * budget or (spent > budget and attempt >= 9):
             break
     return best
 
