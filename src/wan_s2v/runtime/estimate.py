@@ -1,7 +1,7 @@
 """How much work, time and memory a run takes, told before any weight is loaded.
 
-Arithmetic on sizes, and one short measurement of the device. All of it is approximate: work within a few
-memory within a few, time within a third on a quiet machine. Nothing depends on files or on a loaded model.
+Arithmetic on sizes, and one short measurement of the device. All of it is approximate: work within a few per cent, the
+memory of a forward within five, time within a third on a quiet machine. Nothing depends on files or a loaded model.
 """
 
 from __future__ import annotations
