@@ -11,8 +11,8 @@ import pytest
 from checkpoints import write_official_s2v
 from conftest import MEDIA
 
-from wan_s2v import request
 from wan_s2v.cli import main
+from wan_s2v.commands import request
 from wan_s2v.runtime.estimate import Rates
 
 IMAGE = MEDIA / "beach_small.jpg"

@@ -11,8 +11,8 @@ import pytest
 from command_line import FAST, IMAGE, VOICE
 from conftest import MEDIA
 
-from wan_s2v import batch
-from wan_s2v.batch import read_jobs
+from wan_s2v.commands import batch
+from wan_s2v.commands.batch import read_jobs
 from wan_s2v.errors import NumericsError, UsageError
 from wan_s2v.video import read_video_info
 

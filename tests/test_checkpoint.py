@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from wan_s2v.errors import CheckpointError
-from wan_s2v.weight_files import StoredTensor, read_headers
-from wan_s2v.weight_names import require_s2v
 from wan_s2v.weights import find_checkpoint, load_components
+from wan_s2v.weights.files import StoredTensor, read_headers
+from wan_s2v.weights.names import require_s2v
 
 SHARD = "diffusion_pytorch_model-00002-of-00002.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"

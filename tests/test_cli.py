@@ -19,12 +19,13 @@ from command_line import FAST, IMAGE, POSE, VOICE
 from conftest import MEDIA
 from rich.console import Console
 
-from wan_s2v import cli, request
+from wan_s2v import cli
 from wan_s2v.cli import main
+from wan_s2v.commands import request
+from wan_s2v.commands.official_flags import translate
+from wan_s2v.commands.progress import duration_text, make_reporter, size_text
 from wan_s2v.errors import UsageError
-from wan_s2v.official_flags import translate
 from wan_s2v.plan import GenerationOptions
-from wan_s2v.progress import duration_text, make_reporter, size_text
 from wan_s2v.video import read_video_info
 
 model, wan_s2v = command_line.model, command_line.wan_s2v

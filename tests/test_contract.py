@@ -13,8 +13,8 @@ from conftest import MEDIA
 from models import random_pipeline
 
 import wan_s2v
-from wan_s2v.convert import convert
 from wan_s2v.video import read_video_info
+from wan_s2v.weights.convert import convert
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -33,7 +33,7 @@ def test_public_names_are_the_intended_ones():
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    heavy = "torch numpy diffusers transformers av cv2 PIL soxr safetensors".split()
+    heavy = ["torch", "numpy", "diffusers", "transformers", "av", "cv2", "PIL", "soxr", "safetensors"]
     code = f"import sys, wan_s2v, wan_s2v.errors; print([m for m in {heavy} if m in sys.modules])"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed.strip() == "[]"

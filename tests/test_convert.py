@@ -17,8 +17,8 @@ from transformers import UMT5EncoderModel, Wav2Vec2Model
 
 from wan_s2v.errors import CheckpointError, OutputError, UsageError
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.weight_files import iterate_tensors
 from wan_s2v.weights import Checkpoint, convert, find_checkpoint, load_components
+from wan_s2v.weights.files import iterate_tensors
 
 MODELS = ("transformer", "transformer_2", "vae", "text_encoder", "audio_encoder")
 

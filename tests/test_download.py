@@ -12,8 +12,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from wan_s2v.download import download, needed_files
 from wan_s2v.errors import DownloadError, UsageError
+from wan_s2v.weights.download import download, needed_files
 
 SPEECH = "wav2vec2-large-xlsr-53-english"
 NEEDED = [

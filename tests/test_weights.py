@@ -18,11 +18,10 @@ from conftest import GOLDENS, load_golden
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2Model
 
-from wan_s2v import weight_places
-from wan_s2v.checkpoint import build_on_meta, read_audio_encoder, read_text_encoder
 from wan_s2v.errors import CheckpointError, UsageError
-from wan_s2v.weight_names import inverse, rename, text_encoder_names, transformer_names
-from wan_s2v.weights import find_checkpoint, fingerprint, load_components, load_model
+from wan_s2v.weights import find_checkpoint, fingerprint, load_components, load_model, places
+from wan_s2v.weights.checkpoint import build_on_meta, read_audio_encoder, read_text_encoder
+from wan_s2v.weights.names import inverse, rename, text_encoder_names, transformer_names
 
 SHARD = "diffusion_pytorch_model-00002-of-00002.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -289,7 +288,7 @@ class TestPlaces:
         assert find_checkpoint("s2v-14b").root == folder
 
     def test_a_build_without_the_embedded_model_says_so(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(weight_places, "_TINY", tmp_path)
+        monkeypatch.setattr(places, "_TINY", tmp_path)
         with pytest.raises(CheckpointError, match="no embedded model"):
             find_checkpoint("tiny")
 

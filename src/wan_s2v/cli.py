@@ -18,13 +18,13 @@ import typer
 from typer import Argument, Option
 
 from wan_s2v import __version__
+from wan_s2v.commands.official_flags import translate
 from wan_s2v.errors import UsageError, WanS2VError
-from wan_s2v.official_flags import translate
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from wan_s2v.request import Preview
+    from wan_s2v.commands.request import Preview
 
 INTERRUPTED = 130
 _PANELS = _INPUTS, _VIDEO, _SAMPLING, _CLIPS, _MACHINE, _OUTPUT = (
@@ -165,9 +165,9 @@ def generate(
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:
     """Make a video from one picture and one sound. Flags of the official generate.py work as well."""
+    from wan_s2v.commands.progress import make_reporter
+    from wan_s2v.commands.request import ModelChoice, Request, load_pipeline, make_video, open_model, preview
     from wan_s2v.plan import GenerationOptions
-    from wan_s2v.progress import make_reporter
-    from wan_s2v.request import ModelChoice, Request, load_pipeline, make_video, open_model, preview
     from wan_s2v.video import check_output_path
 
     console = _console(stderr=True)
@@ -211,10 +211,10 @@ def batch(
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:
     """Make many videos with one loaded model. The flags are defaults that a job may override."""
-    from wan_s2v.batch import BatchRun, print_outcomes, read_jobs
+    from wan_s2v.commands.batch import BatchRun, print_outcomes, read_jobs
+    from wan_s2v.commands.progress import make_reporter
+    from wan_s2v.commands.request import ModelChoice, open_model
     from wan_s2v.plan import GenerationOptions
-    from wan_s2v.progress import make_reporter
-    from wan_s2v.request import ModelChoice, open_model
 
     console = _console(stderr=True)
     _silence_libraries()
@@ -244,7 +244,7 @@ def doctor(
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:
     """Show versions, devices, encoders and models, and what fits into memory."""
-    from wan_s2v.doctor import examine, print_findings
+    from wan_s2v.commands.doctor import examine, print_findings
 
     _silence_libraries()
     findings = examine(model)
@@ -286,7 +286,7 @@ def convert(
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:
     """Rewrite a model in another layout or precision."""
-    from wan_s2v.progress import make_reporter
+    from wan_s2v.commands.progress import make_reporter
     from wan_s2v.runtime.precision import as_dtype
     from wan_s2v.weights import convert as rewrite
 
@@ -315,7 +315,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED, words)
     except (MemoryError, RuntimeError) as error:
-        from wan_s2v.request import is_out_of_memory, out_of_memory_message
+        from wan_s2v.commands.request import is_out_of_memory, out_of_memory_message
 
         if not is_out_of_memory(error):
             raise
@@ -363,7 +363,7 @@ def _console(*, stderr: bool = False) -> Console:
 def _print_plan(console: Console, planned: Preview) -> None:
     from rich.table import Table
 
-    from wan_s2v.request import plan_rows
+    from wan_s2v.commands.request import plan_rows
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)

@@ -20,7 +20,6 @@ from transformers import UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Mod
 
 from wan_s2v import __version__
 from wan_s2v.audio import MODEL_SAMPLE_RATE, AudioFeatures, aligned_feature_indices, feature_indices
-from wan_s2v.checkpoint import find_checkpoint, fingerprint
 from wan_s2v.clips import Clip
 from wan_s2v.denoise import denoise, make_scheduler
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
@@ -45,6 +44,7 @@ from wan_s2v.runtime.offload import on_device
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.video import PoseVideo, to_uint8
 from wan_s2v.weights import load_components
+from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 
 _REFERENCE_HISTORY = 6  # frames of history that show the reference image where the video starts from it
 

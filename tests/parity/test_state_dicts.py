@@ -11,16 +11,16 @@ import pytest
 from conftest import GOLDENS
 from diffusers import AutoencoderKLWan
 
-from wan_s2v.checkpoint import build_on_meta
 from wan_s2v.models.config import S2V_14B
-from wan_s2v.weight_configs import (
+from wan_s2v.weights.checkpoint import build_on_meta
+from wan_s2v.weights.configs import (
     official_transformer_config,
     text_encoder_config,
     transformer_config,
     vae_config,
 )
-from wan_s2v.weight_files import StoredTensor
-from wan_s2v.weight_names import inverse, rename, text_encoder_names, transformer_names, vae_names
+from wan_s2v.weights.files import StoredTensor
+from wan_s2v.weights.names import inverse, rename, text_encoder_names, transformer_names, vae_names
 
 DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 S2V_CONFIG = json.loads((GOLDENS / "state_dict" / "s2v_14b_config.json").read_text())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from conftest import assert_close, load_golden
 
-from wan_s2v.checkpoint import read_text_encoder
 from wan_s2v.weights import load_model
+from wan_s2v.weights.checkpoint import read_text_encoder
 
 # eager attention repeats the official order of operations, so bfloat16 is exact
 CASES = [(torch.float32, "out", 1e-5), (torch.bfloat16, "out_bf16", 0.0)]

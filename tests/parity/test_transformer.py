@@ -18,8 +18,8 @@ from wan_s2v.models.tokens import Grid, grid_positions
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.ops.norm import layer_norm, rms_norm
 from wan_s2v.ops.rope import RotaryTable, apply_rotary, rotary_table
-from wan_s2v.weight_names import rename, transformer_names
 from wan_s2v.weights import find_checkpoint, load_model
+from wan_s2v.weights.names import rename, transformer_names
 
 ATOL = 1e-5  # outputs have a standard deviation near 1
 CASES = {

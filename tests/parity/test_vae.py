@@ -10,8 +10,8 @@ from conftest import assert_close, load_golden
 from diffusers import AutoencoderKLWan
 from torch import Tensor
 
-from wan_s2v.checkpoint import read_vae
 from wan_s2v.weights import load_model
+from wan_s2v.weights.checkpoint import read_vae
 
 FILES = {"vae21_tiny": "Wan2.1_VAE.pth", "vae22_tiny": "Wan2.2_VAE.pth"}
 

@@ -24,9 +24,9 @@ from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2M
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.weight_configs import count, text_encoder_config, transformer_config, vae_config
-from wan_s2v.weight_files import StoredTensor, WeightSet, find_weight_set, read_headers, read_json, read_metadata
-from wan_s2v.weight_names import (
+from wan_s2v.weights.configs import count, text_encoder_config, transformer_config, vae_config
+from wan_s2v.weights.files import StoredTensor, WeightSet, find_weight_set, read_headers, read_json, read_metadata
+from wan_s2v.weights.names import (
     S2V_REPOSITORY,
     inverse,
     is_text_encoder,
@@ -40,7 +40,7 @@ from wan_s2v.weight_names import (
     transformer_names,
     vae_names,
 )
-from wan_s2v.weight_places import (
+from wan_s2v.weights.places import (
     PART_NAMES,
     SPEECH_FOLDER,
     Layout,

@@ -18,13 +18,13 @@ from rich.console import Console
 from rich.table import Table
 
 from wan_s2v import __version__
-from wan_s2v.checkpoint import Checkpoint, find_checkpoint
+from wan_s2v.commands.progress import size_text
+from wan_s2v.commands.request import model_sizes
 from wan_s2v.errors import CheckpointError, UsageError
-from wan_s2v.progress import size_text
-from wan_s2v.request import model_sizes
 from wan_s2v.runtime.estimate import S2V_14B_SIZES, Work, free_bytes, peak_bytes
-from wan_s2v.weight_files import iterate_tensors
-from wan_s2v.weight_names import S2V_REPOSITORY
+from wan_s2v.weights.checkpoint import Checkpoint, find_checkpoint
+from wan_s2v.weights.files import iterate_tensors
+from wan_s2v.weights.names import S2V_REPOSITORY
 
 _GIB: Final = 2**30
 _PACKAGES: Final = (

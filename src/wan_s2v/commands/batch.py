@@ -17,11 +17,8 @@ from typing import Any, Literal, get_args, get_type_hints
 from rich.console import Console
 from rich.table import Table
 
-from wan_s2v.errors import OutputError, UsageError, WanS2VError
-from wan_s2v.pipeline import WanS2VPipeline
-from wan_s2v.plan import GenerationOptions
-from wan_s2v.progress import Reporter, duration_text
-from wan_s2v.request import (
+from wan_s2v.commands.progress import Reporter, duration_text
+from wan_s2v.commands.request import (
     OpenedModel,
     Request,
     check_files,
@@ -31,6 +28,9 @@ from wan_s2v.request import (
     out_of_memory_message,
     preview,
 )
+from wan_s2v.errors import OutputError, UsageError, WanS2VError
+from wan_s2v.pipeline import WanS2VPipeline
+from wan_s2v.plan import GenerationOptions
 from wan_s2v.video import read_video_info
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}

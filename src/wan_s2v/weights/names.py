@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from wan_s2v.errors import CheckpointError
-from wan_s2v.weight_files import StoredTensor
+from wan_s2v.weights.files import StoredTensor
 
 S2V_REPOSITORY: Final = "Wan-AI/Wan2.2-S2V-14B"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of Comfy-Org and Kijai single files

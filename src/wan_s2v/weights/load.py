@@ -1,6 +1,6 @@
 """Load the models of a checkpoint: built without memory, then filled tensor by tensor.
 
-The front door to weights on disk; finding and checking is in checkpoint.py. Tensors whose dtype is already right stay
+Finding and checking is in checkpoint.py. Tensors whose dtype is already right stay
 mapped from the file when loaded to the CPU, so that a machine with less memory than the checkpoint can still hold it.
 """
 
@@ -14,13 +14,9 @@ import torch
 from torch import nn
 from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
 
-from wan_s2v.checkpoint import Checkpoint, ModelFiles, build_on_meta, find_checkpoint, fingerprint
-from wan_s2v.convert import convert
-from wan_s2v.download import download
 from wan_s2v.errors import CheckpointError, UsageError
-from wan_s2v.weight_files import iterate_tensors, read_json
-
-__all__ = ["Checkpoint", "convert", "download", "find_checkpoint", "fingerprint", "load_components", "load_model"]
+from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, build_on_meta
+from wan_s2v.weights.files import iterate_tensors, read_json
 
 Progress = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 

@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from wan_s2v.checkpoint import Checkpoint, ModelFiles, find_checkpoint
+from wan_s2v.commands.progress import Reporter, duration_text, size_text
 from wan_s2v.errors import UsageError
 from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
-from wan_s2v.progress import Reporter, duration_text, size_text
 from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, ModelSizes, Rates, Work, estimate, free_bytes, measure_rates
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.video import PoseVideo, check_output_path
+from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
 
 _GIB = 2**30
 _TEXT_TABLE = "shared.weight"

@@ -15,8 +15,8 @@ import huggingface_hub
 from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from wan_s2v.errors import CheckpointError, UsageError
-from wan_s2v.weight_files import read_headers, read_json
-from wan_s2v.weight_names import S2V_REPOSITORY, is_text_encoder, is_vae
+from wan_s2v.weights.files import read_headers, read_json
+from wan_s2v.weights.names import S2V_REPOSITORY, is_text_encoder, is_vae
 
 Layout = Literal["official", "diffusers", "single_file"]
 ALIASES: Final = {"s2v-14b": S2V_REPOSITORY, "wan2.2-s2v-14b": S2V_REPOSITORY}
@@ -26,7 +26,7 @@ TEXT_ENCODER_FILE: Final = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILES: Final = {16: "Wan2.1_VAE.pth", 48: "Wan2.2_VAE.pth"}  # by latent channels
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _ANCHORS = ["config.json", "model_index.json"]
-_TINY = Path(__file__).parent / "assets" / "tiny"
+_TINY = Path(__file__).parent.parent / "assets" / "tiny"
 PART_NAMES = {
     "vae": "VAE",
     "text_encoder": "text encoder",

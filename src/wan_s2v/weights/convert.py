@@ -19,12 +19,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from wan_s2v.checkpoint import Checkpoint, ModelFiles, build_on_meta, find_checkpoint
 from wan_s2v.errors import OutputError, UsageError
-from wan_s2v.weight_configs import official_transformer_config, vae_config
-from wan_s2v.weight_files import StoredTensor, iterate_tensors
-from wan_s2v.weight_names import inverse, rename, text_encoder_names, transformer_names, vae_names
-from wan_s2v.weight_places import SPEECH_FOLDER, TEXT_ENCODER_FILE, TOKENIZER_FOLDER, VAE_FILES
+from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, build_on_meta, find_checkpoint
+from wan_s2v.weights.configs import official_transformer_config, vae_config
+from wan_s2v.weights.files import StoredTensor, iterate_tensors
+from wan_s2v.weights.names import inverse, rename, text_encoder_names, transformer_names, vae_names
+from wan_s2v.weights.places import SPEECH_FOLDER, TEXT_ENCODER_FILE, TOKENIZER_FOLDER, VAE_FILES
 
 Progress = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 

@@ -15,8 +15,8 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from wan_s2v.errors import DownloadError, UsageError
-from wan_s2v.weight_names import S2V_REPOSITORY
-from wan_s2v.weight_places import ALIASES, HUB_ID, SPEECH_FOLDER, TEXT_ENCODER_FILE, TOKENIZER_FOLDER
+from wan_s2v.weights.names import S2V_REPOSITORY
+from wan_s2v.weights.places import ALIASES, HUB_ID, SPEECH_FOLDER, TEXT_ENCODER_FILE, TOKENIZER_FOLDER
 
 _OFFICIAL: Final = (
     "config.json",

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from wan_s2v.errors import CheckpointError
 from wan_s2v.models.config import S2V_14B
-from wan_s2v.weight_files import StoredTensor
+from wan_s2v.weights.files import StoredTensor
 
 Headers = Mapping[str, StoredTensor]
 

@@ -1,0 +1,1 @@
+"""What the commands do, between their flags (cli.py) and the pipeline."""
