@@ -1,7 +1,7 @@
 """Seconds per stage and peak memory of a small model with random weights on a CPU.
 
-Each measurement is a process of its own: a voice of so many seconds through plan, stream and writer, as the command line
-does it. Memory must not grow with length: the 10-minute peak stands beside the 1-minute peak.
+Each measurement is a process of its own: a voice of so many seconds through plan, stream and writer, as the command
+line does it. Memory must not grow with length: the 10-minute peak stands beside the 1-minute peak.
 
     python benchmarks/cpu.py                    # 10 s, 1 minute, 10 minutes; table and benchmarks/results/cpu.json
     python benchmarks/cpu.py --seconds 10 60

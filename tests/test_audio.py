@@ -640,3 +640,17 @@ def test_aligned_and_official_indices_agree_inside_the_sound(fps):
 def test_frames_after_the_sound_are_silent_in_the_official_pick():
     assert feature_indices(5, 8, 16).tolist() == [0, 2, 4, -1, -1, -1, -1, -1]
     assert feature_indices(5, 3, 16, start_frame=2, span_frames=8).tolist() == [4, -1, -1]
+
+
+def test_silence_that_goes_on_equals_silence_in_the_waveform(encoder):
+    samples = load_waveform(MEDIA / "talk_exact_multiple_16k.wav").samples
+    padded = np.concatenate([samples, np.zeros(5_000, np.float32)])
+    virtual = AudioFeatures(encoder, samples, num_samples=len(padded))
+    real = AudioFeatures(encoder, padded)
+    indices = np.arange(real.num_features)
+    assert virtual.num_features == real.num_features
+    assert torch.allclose(virtual.features(indices), real.features(indices), atol=1e-4)
+    cut = AudioFeatures(encoder, samples, num_samples=10_000)
+    shorter = AudioFeatures(encoder, samples[:10_000])
+    indices = np.arange(shorter.num_features)
+    assert torch.allclose(cut.features(indices), shorter.features(indices), atol=1e-4)

@@ -222,7 +222,7 @@ SOUNDS = [
 POSES = [
     Case("pose is not there", 2, r"no video at", "--pose-video-path {dir}/no.mp4"),
     Case("pose is not a video", 1, r"cannot be decoded as video|no video stream", f"--pose-video-path {VOICE}"),
-    Case("pose is shorter than the sound", 0, r"pose video ends 0\.\d+ s before", f"--pose-video-path {POSE}"),
+    Case("pose is shorter than the sound", 0, r"pose video covers 1\.\d s of 2\.0 s", f"--pose-video-path {POSE}"),
 ]
 OPTIONS = [
     Case("height no multiple", 2, r"height=1283 .*Nearest allowed: 1280, 1296", "--height 1283 --width 1280"),

@@ -40,7 +40,7 @@ def test_importing_the_package_imports_nothing_heavy():
 
 
 def test_the_readme_snippet_runs_as_written(tmp_path):
-    """Against a checkpoint in the official layout whose coarse patches make 1280x720 cheap: 120 frames, 5.00 s, sound."""
+    """Against an official folder whose coarse patches make 1280x720 cheap: 120 frames, 5.00 s, with sound."""
     snippet = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL).group(1)
     assert 'from_pretrained("Wan-AI/Wan2.2-S2V-14B", torch_dtype=torch.float16, device_map="auto")' in snippet
     model = random_pipeline(patch_size=(1, 10, 10), num_layers=1, ffn_dim=16, vae={"base_dim": 2})

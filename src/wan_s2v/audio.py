@@ -334,6 +334,7 @@ class AudioFeatures:
         encoder: Wav2Vec2Model,
         waveform: np.ndarray,
         *,
+        num_samples: int | None = None,
         do_normalize: bool = True,
         window_s: float = WINDOW_S,
         context_s: float = CONTEXT_S,
@@ -342,25 +343,27 @@ class AudioFeatures:
 
         Args:
             encoder: on any device; results are those of the official code if its weights are float32.
-            waveform: (n,) float32 at 16 kHz.
+            waveform: (n,) float32 at 16 kHz; not copied.
+            num_samples: cut the sound to this length, or go on with silence up to it.
             do_normalize: the field of this name of the encoder's `Wav2Vec2FeatureExtractor`.
             window_s: longest stretch encoded at once, in seconds.
             context_s: part of a window on either side that is discarded, in seconds.
         Raises: AudioTooShortError below 720 samples; CheckpointError for an encoder with another frame grid.
         """
         _check_frame_grid(encoder)
-        if len(waveform) < MIN_SAMPLES:
+        self._num_samples = len(waveform) if num_samples is None else num_samples
+        self._waveform = waveform[: self._num_samples]
+        if self._num_samples < MIN_SAMPLES:
             raise AudioTooShortError(
-                f"The sound has {len(waveform)} samples at 16 kHz, but the speech encoder needs at least "
+                f"The sound has {self._num_samples} samples at 16 kHz, but the speech encoder needs at least "
                 f"{MIN_SAMPLES} ({MIN_SAMPLES / MODEL_SAMPLE_RATE:.3f} s). Pass a longer recording."
             )
-        self.num_hidden_states = (len(waveform) - ENCODER_RECEPTIVE_FIELD) // ENCODER_STRIDE + 1
+        self.num_hidden_states = (self._num_samples - ENCODER_RECEPTIVE_FIELD) // ENCODER_STRIDE + 1
         self.num_features = num_audio_features(self.num_hidden_states)
         self._encoder = encoder.eval()
-        self._waveform = waveform
-        # As Wav2Vec2FeatureExtractor computes them, over the whole sound and in float32.
-        self._offset = waveform.mean() if do_normalize else np.float32(0)
-        self._scale = np.sqrt(waveform.var() + 1e-7) if do_normalize else np.float32(1)
+        self._offset, self._scale = np.float32(0), np.float32(1)
+        if do_normalize:
+            self._offset, self._scale = _normalisation(self._waveform, self._num_samples)
         window, self._context = (round(seconds * HIDDEN_STATE_RATE) for seconds in (window_s, context_s))
         fits = self.num_hidden_states <= window
         self._kept = self.num_hidden_states if fits else window - 2 * self._context  # states a window yields
@@ -416,8 +419,11 @@ class AudioFeatures:
         start = max(first - self._context, 0)
         end = stop + self._context
         is_last = end >= self.num_hidden_states
-        sound_end = None if is_last else (end - 1) * ENCODER_STRIDE + ENCODER_RECEPTIVE_FIELD
-        sound = (self._waveform[start * ENCODER_STRIDE : sound_end] - self._offset) / self._scale
+        sound_end = self._num_samples if is_last else (end - 1) * ENCODER_STRIDE + ENCODER_RECEPTIVE_FIELD
+        sound = np.zeros(sound_end - start * ENCODER_STRIDE, np.float32)
+        heard = self._waveform[start * ENCODER_STRIDE : sound_end]
+        sound[: len(heard)] = heard
+        sound = (sound - self._offset) / self._scale
         encoder = self._encoder
         input_values = torch.from_numpy(sound)[None].to(encoder.device, encoder.dtype)
         with torch.no_grad(), torch.autocast(encoder.device.type, enabled=False):
@@ -425,6 +431,21 @@ class AudioFeatures:
         # transformers 5 leaves the last of `hidden_states` without the encoder's final norm; 4 applied it.
         states = (*output.hidden_states[:-1], output.last_hidden_state)
         return torch.stack([state[0, first - start : stop - start].float().cpu() for state in states])
+
+
+def _normalisation(waveform: np.ndarray, num_samples: int) -> tuple[np.float32, np.float32]:
+    """Mean and deviation of a sound that goes on with silence up to `num_samples`.
+
+    Sound within one window and without silence: in float32 as Wav2Vec2FeatureExtractor computes them. Longer sound: piece
+    by piece in float64, since numpy's variance needs the whole sound twice more.
+    """
+    if len(waveform) == num_samples <= WINDOW_S * MODEL_SAMPLE_RATE:
+        return waveform.mean(), np.sqrt(waveform.var() + 1e-7)
+    pieces = [waveform[k : k + ARRAY_BLOCK] for k in range(0, len(waveform), ARRAY_BLOCK)]
+    mean = sum(piece.sum(dtype=np.float64) for piece in pieces) / num_samples
+    squares = sum(np.square(piece - mean, dtype=np.float64).sum() for piece in pieces)
+    variance = (squares + (num_samples - len(waveform)) * mean**2) / num_samples
+    return np.float32(mean), np.float32(np.sqrt(variance + 1e-7))
 
 
 def _check_frame_grid(encoder: Wav2Vec2Model) -> None:

@@ -70,7 +70,7 @@ def decode_frames(vae: AutoencoderKLWan, z: Tensor, num_kept: int) -> Iterator[T
             yield frames
 
 
-def _run(decoder: nn.Module, stage: _Stage, x: Tensor, cache: list[Any], is_first: bool) -> Tensor:
+def _run(decoder: Any, stage: _Stage, x: Tensor, cache: list[Any], is_first: bool) -> Tensor:
     if stage.block is not None:
         return stage.block(x, feat_cache=cache, feat_idx=[stage.slot], first_chunk=is_first)
     if stage.slot == 0:
@@ -87,7 +87,7 @@ def _cached_conv(conv: nn.Module, x: Tensor, cache: list[Any], slot: int) -> Ten
     return conv(x, past)
 
 
-def _stages(decoder: nn.Module) -> list[_Stage]:
+def _stages(decoder: Any) -> list[_Stage]:
     """Levels in order; lookbacks follow from the causal convolutions between a level's input and the frames."""
     slot = 1 + len(_causal_convs(decoder.mid_block))
     blocks: list[tuple[nn.Module, int, list[str], Fraction]] = []
@@ -108,7 +108,7 @@ def _stages(decoder: nn.Module) -> list[_Stage]:
     return [_Stage(None, 0, None, None, 0), *reversed(stages)]
 
 
-def _causal_convs(module: nn.Module) -> list[str]:
+def _causal_convs(module: Any) -> list[str]:
     """Names of the convolutions that keep a past, in the order of their slots; shortcuts (kernel 1) keep none."""
     return [
         name

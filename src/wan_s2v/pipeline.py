@@ -113,7 +113,8 @@ class WanS2VPipeline(DiffusionPipeline):
         Args:
             torch_dtype: of the transformer; as stored if None. The VAE and the speech encoder run in float32, the text
                 encoder in bfloat16 (float32 if that is asked for): it overflows in float16.
-            device_map: "auto" (the GPU if there is one), "cuda", "cpu" or None (the CPU; move with `.to`).
+            device_map: "auto" (the GPU if there is one with room for the weights), "cuda", "cpu", or None (the CPU;
+                move with `.to` or call with enable_cpu_offload=True).
             components: folder with the other parts, where the model is a single transformer file.
             boundary_ratio: for two-expert checkpoints whose files do not state it.
             load_text_encoder: False saves 11 GB where prompt embeddings are given.
@@ -121,15 +122,17 @@ class WanS2VPipeline(DiffusionPipeline):
         Raises: CheckpointError before anything large is allocated.
         """
         skip = frozenset() if load_text_encoder else frozenset({"text_encoder", "tokenizer"})
-        device = _device_of(device_map)
+        wanted = None if torch_dtype is None else as_dtype(torch_dtype)
         checkpoint = find_checkpoint(
             pretrained_model_name_or_path, components=components, skip=skip, boundary_ratio=boundary_ratio
         )
-        wanted = checkpoint.models["transformer"].dtype if torch_dtype is None else as_dtype(torch_dtype)
-        dtype, note = usable_dtype(wanted, device)
+        device, place_note = _place(device_map, checkpoint.total_bytes)
+        # Weights on the CPU beside a GPU are there to be brought over, not to compute where they are.
+        computes_on = torch.device("cuda") if torch.cuda.is_available() and device_map != "cpu" else device
+        dtype, dtype_note = usable_dtype(wanted or checkpoint.models["transformer"].dtype, computes_on)
         loaded = load_components(checkpoint, torch_dtype=dtype, device=device, skip=skip, progress=progress)
         pipeline = cls(**loaded, sampling_defaults=checkpoint.sampling_defaults)
-        pipeline.notes = (note,) if note else ()
+        pipeline.notes = tuple(note for note in (place_note, dtype_note) if note)
         pipeline.source = {"model": str(pretrained_model_name_or_path), "weights": fingerprint(checkpoint)}
         return pipeline
 
@@ -162,7 +165,8 @@ class WanS2VPipeline(DiffusionPipeline):
         metadata["seconds"] = {stage: round(spent, 3) for stage, spent in seconds.items()}
         metadata["seconds"]["total"] = round(time.perf_counter() - started, 3)
         frames = _join([clip.frames for clip in clips], axis=1 if output_type == "latent" else 0)
-        return S2VOutput(frames, float(plan.clips.fps), plan.driving_samples, MODEL_SAMPLE_RATE, metadata, plan)
+        sound = plan.waveform.padded_or_cut(float(plan.clips.duration)).samples
+        return S2VOutput(frames, float(plan.clips.fps), sound, MODEL_SAMPLE_RATE, metadata, plan)
 
     def stream(
         self,
@@ -203,8 +207,7 @@ class WanS2VPipeline(DiffusionPipeline):
         """Make every clip of a plan."""
         if output_type not in ("uint8", "pt", "latent"):
             raise UsageError(f"output_type={output_type!r} is not accepted. Choose uint8, pt or latent.")
-        if plan.options.use_fp16:
-            self._use_fp16(plan)
+        self._settle(plan)
         clock = _Clock()
         job = self._prepare_job(plan, clock)
         interpolator = FrameInterpolator(plan.clips.model_fps, plan.clips.fps, num_frames=plan.clips.num_frames)
@@ -241,7 +244,10 @@ class WanS2VPipeline(DiffusionPipeline):
         with clock("audio"):
             self.audio_encoder.to(device)
             features = AudioFeatures(
-                self.audio_encoder, plan.driving_samples, do_normalize=self.audio_processor.do_normalize
+                self.audio_encoder,
+                plan.waveform.samples,
+                num_samples=plan.num_driving_samples,
+                do_normalize=self.audio_processor.do_normalize,
             )
         history = torch.zeros(3, self.spec.motion_frames, plan.framing.height, plan.framing.width, device=device)
         if options.start_from_reference:
@@ -347,13 +353,17 @@ class WanS2VPipeline(DiffusionPipeline):
         with self._on_device(plan, self.text_encoder):
             return encode_prompt(text, self.tokenizer, self.text_encoder, self.transformer.config.text_len)
 
-    def _use_fp16(self, plan: GenerationPlan) -> None:
-        dtype, note = usable_dtype(torch.float16, self._device(plan))
+    def _settle(self, plan: GenerationPlan) -> None:
+        """Give the transformers the dtype that this run computes in, and clear the GPU where parts come one by one."""
+        wanted = torch.float16 if plan.options.use_fp16 else self.transformer.dtype
+        dtype, note = usable_dtype(wanted, self._device(plan))
         if note is not None and note not in self.notes:
             self.notes = (*self.notes, note)
         for model in (self.transformer, self.transformer_2):
-            if model is not None and dtype == torch.float16:
+            if model is not None and model.dtype != dtype:
                 model.to(dtype)
+        if plan.options.enable_cpu_offload and self._device(plan).type != "cpu":
+            self.to("cpu")
 
     def _device(self, plan: GenerationPlan) -> torch.device:
         """Where the work is done."""
@@ -386,7 +396,7 @@ class _Clock:
 
 def model_spec(transformer: Any, vae: Any, sampling_defaults: dict[str, Any] | None) -> ModelSpec:
     """The spec of a model from its two configurations."""
-    stride = vae["scale_factor_spatial"] or 8
+    stride = vae.get("scale_factor_spatial") or 8
     patch = max(transformer["patch_size"][1:])
     return ModelSpec(size_multiple=stride * patch, **(sampling_defaults or {}))
 
@@ -414,16 +424,19 @@ def _check_components(
             )
 
 
-def _device_of(device_map: str | None) -> torch.device:
-    if device_map == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device_map in (None, "cpu"):
-        return torch.device("cpu")
-    if device_map == "cuda":
-        if not torch.cuda.is_available():
-            raise UsageError('device_map="cuda", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
-        return torch.device("cuda")
-    raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda or cpu.")
+def _place(device_map: str | None, num_bytes: int) -> tuple[torch.device, str | None]:
+    """Where weights of so many bytes go, and a note where that is not the GPU although it was to be."""
+    if device_map not in (None, "auto", "cuda", "cpu"):
+        raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda or cpu.")
+    if device_map == "cuda" and not torch.cuda.is_available():
+        raise UsageError('device_map="cuda", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
+    if device_map in (None, "cpu") or not torch.cuda.is_available():
+        return torch.device("cpu"), None
+    free, _ = torch.cuda.mem_get_info()
+    if device_map == "auto" and num_bytes > free:
+        sizes = f"{num_bytes / 2**30:.0f} GiB of weights, {free / 2**30:.0f} GiB free on the GPU"
+        return torch.device("cpu"), f"{sizes}: they wait in main memory. Call with enable_cpu_offload=True."
+    return torch.device("cuda"), None
 
 
 def _pose_framing(pose: PoseVideo, framing: Framing) -> Framing:

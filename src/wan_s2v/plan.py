@@ -22,6 +22,7 @@ from PIL import Image
 from wan_s2v.audio import (
     ENCODER_RECEPTIVE_FIELD,
     ENCODER_STRIDE,
+    MODEL_SAMPLE_RATE,
     Waveform,
     load_waveform,
     num_audio_features,
@@ -105,6 +106,11 @@ class GenerationOptions:
         _check_number("seed", self.seed, 0, MAX_SEED, whole=True, hint="or leave it out for a random one")
         _check_number("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True, hint="40 is usual")
         _check_number("num_frames", self.num_frames, 1, 10**7, whole=True, hint="or leave it out to follow the sound")
+        for name in ("height", "width", "area", "frames_per_clip"):
+            _check_number(name, getattr(self, name), -(10**9), 10**9, whole=True, hint="or leave it out")
+        for name in ("start_from_reference", "enable_cpu_offload", "use_fp16"):
+            if not isinstance(getattr(self, name), bool):
+                raise UsageError(f"{name}={getattr(self, name)!r} is not accepted. Give True or False.")
         _check_number("num_clips", self.num_clips, 1, 10**6, whole=True, hint="or leave it out to follow the sound")
         _check_number("guidance_scale", self.guidance_scale, 0, 100, hint="4.5 is usual, 1 switches guidance off")
         _check_number("audio_guidance_scale", self.audio_guidance_scale, 0, 100, hint="4.5 is usual")
@@ -185,11 +191,11 @@ class GenerationPlan:
     warnings: tuple[str, ...]
 
     @property
-    def driving_samples(self) -> np.ndarray:
-        """The sound that drives the lips: 16 kHz mono; with timing="aligned" padded or cut to the clips' span."""
+    def num_driving_samples(self) -> int:
+        """Samples at 16 kHz that the model hears: with timing="aligned" cut to the clips' span, or silent up to it."""
         if self.clips.timing == "reference":
-            return self.waveform.samples
-        return self.waveform.padded_or_cut(self.clips.sound_span[1] / self.clips.model_fps).samples
+            return len(self.waveform.samples)
+        return self.clips.sound_span[1] * MODEL_SAMPLE_RATE // self.clips.model_fps
 
     def summary(self) -> dict[str, Any]:
         """The plan as plain numbers and strings, for people, JSON and the record beside a result."""
@@ -306,9 +312,10 @@ def _pose_warnings(options: GenerationOptions, clips: ClipPlan) -> list[str]:
     if options.pose_video_path is None:
         return []
     pose = PoseVideo(options.pose_video_path, clips.model_fps, timing=clips.timing)
-    if pose.num_frames >= clips.model_frames:
+    pose.close()
+    covered, needed = pose.num_frames / clips.model_fps, float(clips.duration)
+    if needed - covered <= 1 / clips.model_fps:
         return []
-    covered, needed = pose.num_frames / clips.model_fps, clips.model_frames / clips.model_fps
     return [f"The pose video covers {covered:.1f} s of {needed:.1f} s; the rest of the video follows no pose (black)."]
 
 
@@ -329,6 +336,6 @@ def _check_number(
         return
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)
     if isinstance(value, bool) or not isinstance(value, kinds):
-        raise UsageError(f"{name}={value!r} is not a {'whole ' if whole else ''}number. Give {low:g} or more; {hint}.")
+        raise UsageError(f"{name}={value!r} is not a {'whole ' if whole else ''}number. Give one, {hint}.")
     if not low <= value <= high:
         raise UsageError(f"{name}={value} is outside {low:g}…{high:g}. Give a value in that range; {hint}.")

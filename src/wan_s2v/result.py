@@ -39,7 +39,7 @@ class S2VOutput:
 
     Args:
         frames: (T, H, W, 3) uint8; (T, 3, H, W) float32 with output_type="pt"; (C, F, h, w) with "latent".
-        audio: (n,) float32, the mono 16 kHz sound that drove the lips.
+        audio: (n,) float32, mono 16 kHz, as long as the video.
         metadata: everything needed to make it again, and how long each stage took.
     """
 

@@ -12,7 +12,7 @@ from conftest import GOLDENS, MEDIA, assert_close, load_golden
 from wan_s2v.image import apply_framing, choose_size, frame_tensor, load_image, plan_framing, reference_framing
 
 TENSORS, METADATA = load_golden("image_preprocess")
-CASES = {name: json.loads(text) for name, text in METADATA.items()}
+CASES = {name: json.loads(text) for name, text in sorted(METADATA.items())}
 
 
 def test_every_row_of_the_official_size_table_is_reproduced():

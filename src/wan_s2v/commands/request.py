@@ -20,7 +20,7 @@ from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_gene
 from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, ModelSizes, Rates, Work, estimate, free_bytes, measure_rates
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
-from wan_s2v.video import PoseVideo, check_output_path
+from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
 
 _GIB = 2**30
@@ -159,7 +159,7 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     plan = plan_generation(request.audio, request.image, options, model.spec)
     needed = estimate(model.sizes, _work(plan), model.dtype, model.rates, offload=model.offload)
     free = free_bytes(model.device)
-    warnings = (*plan.warnings, *_pose_warnings(plan), *model.notes, *_memory_warnings(needed, free, model))
+    warnings = (*plan.warnings, *model.notes, *_memory_warnings(needed, free, model))
     return Preview(request, plan, model, needed, free, warnings)
 
 
@@ -271,20 +271,6 @@ def _work(plan: GenerationPlan) -> Work:
         num_prompts=1 + plan.sampling.guidance.needs_neither,
         sound_s=float(clips.duration),
     )
-
-
-def _pose_warnings(plan: GenerationPlan) -> list[str]:
-    """Raises: UsageError and VideoError for a pose video that cannot be read."""
-    path = plan.options.pose_video_path
-    if path is None:
-        return []
-    pose = PoseVideo(path, plan.clips.model_fps, timing=plan.clips.timing)
-    seconds = pose.num_frames / plan.clips.model_fps
-    pose.close()
-    missing = float(plan.clips.duration) - seconds
-    if missing > 1 / plan.clips.model_fps:
-        return [f"The pose video ends {missing:.2f} s before the video; nothing is held from there on."]
-    return []
 
 
 def _memory_warnings(needed: Estimate, free: int | None, model: OpenedModel) -> list[str]:

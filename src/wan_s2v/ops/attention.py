@@ -14,5 +14,5 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         k, v: (B, M, N, D), same dtype.
     Returns: (B, L, N·D), same dtype.
     """
-    heads = (x.transpose(1, 2) for x in (q, k, v))
-    return F.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
+    q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

@@ -23,7 +23,7 @@ def speed_up_on_cpu(vae: AutoencoderKLWan) -> None:
         if isinstance(module, nn.Conv3d) and torch.backends.mkldnn.is_available():
             module._conv_forward = MethodType(_conv_forward, module)  # type: ignore[method-assign]
         elif isinstance(module, WanRMS_norm) and module.channel_first:
-            module.forward = MethodType(_norm_forward, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_norm_forward, module)
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -33,6 +33,7 @@ def _is_plain(x: Tensor) -> bool:
 def _conv_forward(conv: nn.Conv3d, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if not _is_plain(x):
         return nn.Conv3d._conv_forward(conv, x, weight, bias)
+    assert not isinstance(conv.padding, str)
     return torch.mkldnn_convolution(x, weight, bias, conv.padding, conv.stride, conv.dilation, conv.groups)
 
 
