@@ -243,26 +243,50 @@ def _plain(name: str) -> str:
 def _mend_boundaries(
     samples: NDArray[np.int16], events: list[tuple[int, str]], rate: int
 ) -> list[tuple[str, int, int]]:
-    """(IPA, first sample, end sample) of each sound, where espeak-ng's events are late.
+    """(IPA, first sample, end sample) of each sound, where espeak-ng's events are late or nameless.
 
-    Two rules of espeak-ng's synthesize.c: the silent hold of a plosive is played before its event, and a vowel after
-    a nasal or liquid gets its event after the transition, a third of the consonant's length late (measured).
+    Rules of espeak-ng's synthesize.c: the silent hold of a plosive is played before its event, and a vowel after a
+    nasal or liquid gets its event after the transition, a third of the consonant's length late (measured). A
+    language switch has an event of its own, "(en)"; its span belongs to the sound that follows.
     """
-    events = sorted(events, key=lambda event: event[0])
+    events = [event for event in sorted(events, key=lambda event: event[0]) if not event[1].startswith("(")]
     starts = [min(sample, len(samples)) for sample, _ in events]
     names = [_plain(name) for _, name in events]
     mended = list(starts)
     for index, name in enumerate(names):
         if not name or index == 0:
             continue
-        if name[0] in _PLOSIVES and names[index - 1]:
-            mended[index] = _hold_start(samples, starts[index], starts[index - 1], rate)
+        if name[0] in _PLOSIVES:
+            hold = _hold_start(samples, starts[index], starts[index - 1], rate)
+            mended[index] = max(starts[index - 1], starts[index] - round(0.06 * rate)) if not names[index - 1] else hold
         elif name[0] in _VOWELS and names[index - 1][-1:] in _RELEASED_LATE:
             mended[index] -= round(0.3 * (starts[index] - starts[index - 1]))
     ends = [*mended[1:], len(samples)]
     bounds = [("", 0, mended[0] if mended else len(samples))]
     bounds += [(name, start, end) for (_, name), start, end in zip(events, mended, ends, strict=True)]
-    return [(name, start, end) for name, start, end in bounds if end > start]
+    return _name_voiced_gaps(samples, [(name, start, end) for name, start, end in bounds if end > start])
+
+
+def _name_voiced_gaps(samples: NDArray[np.int16], bounds: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    """Give spans without a name that are not silent to the sound they are: the start of a trill, or a glide.
+
+    espeak-ng leaves two audible things nameless: the short vowel that opens an Italian r, and the [j] between i and
+    another vowel.
+    """
+    limit = 0.02 * np.abs(samples).max(initial=1)
+    named: list[tuple[str, int, int]] = []
+    trill_start: int | None = None
+    for index, (name, start, end) in enumerate(bounds):
+        following = _plain(bounds[index + 1][0]) if index + 1 < len(bounds) else ""
+        audible = not name and end - start > 200 and np.sqrt(np.mean(samples[start:end].astype(np.float64) ** 2)) > limit
+        if audible and following[:1] in ("r", "ɾ"):
+            trill_start = start
+            continue
+        before = _plain(named[-1][0]) if named else ""
+        glide = audible and bool(following) and before[:1] in ("i", "ɪ", "y")
+        named.append(("j" if glide else name, start if trill_start is None else trill_start, end))
+        trill_start = None
+    return named
 
 
 def _hold_start(samples: NDArray[np.int16], event: int, previous: int, rate: int) -> int:
