@@ -55,9 +55,7 @@ def measure(seconds: int, size: int, steps: int) -> dict[str, float]:
         pipeline = build_random_pipeline()
         pipeline.set_progress_bar_config(disable=True)
         started = time.perf_counter()
-        plan = pipeline.plan(
-            voice, ASSETS / "portrait.png", height=size, width=size, num_inference_steps=steps, seed=0
-        )
+        plan = pipeline.plan(voice, ASSETS / "portrait.png", height=size, width=size, num_inference_steps=steps, seed=0)
         stages: dict[str, float] = {"plan": time.perf_counter() - started}
         left = writable_frames(plan)
         with open_writer(Path(folder) / "out.mp4", plan, pipeline.describe(plan)) as writer:

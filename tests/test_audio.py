@@ -18,14 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import Wav2Vec2Config, Wav2Vec2Model
 
-from wan_s2v.audio import (
-    MIN_SAMPLES,
-    AudioFeatures,
-    aligned_feature_indices,
-    feature_indices,
-    load_waveform,
-    num_audio_features,
-)
+from wan_s2v.audio import MIN_SAMPLES, load_waveform
+from wan_s2v.audio_features import AudioFeatures, aligned_feature_indices, feature_indices, num_audio_features
 from wan_s2v.errors import AudioError, AudioTooShortError, CheckpointError, UsageError
 
 LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1"}
@@ -480,9 +474,7 @@ def encoder() -> Wav2Vec2Model:
 def test_features_equal_torch_interpolation_of_the_whole(encoder, song, num_samples):
     features = AudioFeatures(encoder, song[:num_samples])
     states = features._hidden_states(np.arange(features.num_hidden_states)).transpose(1, 2)
-    expected = torch.nn.functional.interpolate(
-        states, size=features.num_features, mode="linear", align_corners=True
-    )
+    expected = torch.nn.functional.interpolate(states, size=features.num_features, mode="linear", align_corners=True)
     actual = features.features(np.arange(features.num_features))
     assert (actual - expected).abs().max() <= 1e-6 * expected.abs().max()
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wan_s2v.audio_features import aligned_feature_indices, num_audio_features
 from wan_s2v.clips import as_fps, frames_covered, model_frames_needed, plan_aligned, plan_reference
 from wan_s2v.errors import UsageError
 
@@ -34,6 +35,19 @@ def test_aligned_plan_covers_each_frame_once_and_matches_the_sound(duration, fps
     assert len(plan.clips) == -(-(-(-(plan.model_frames + skip) // 4) * 4) // frames_per_clip)
     assert plan.generated_frames - skip - plan.model_frames < 4
     assert [clip.has_motion for clip in plan.clips] == [from_reference or r > 0 for r in range(plan.num_clips)]
+
+
+@settings(max_examples=1000, deadline=None)
+@given(DURATIONS, st.integers(1, 20).map(lambda n: 4 * n), st.booleans())
+def test_each_shown_frame_hears_the_sound_of_its_own_time(duration, frames_per_clip, from_reference):
+    plan = plan_aligned(
+        duration, fps=Fraction(16), model_fps=16, frames_per_clip=frames_per_clip, start_from_reference=from_reference
+    )
+    num_features = num_audio_features(int(duration * 16_000) // 320 + 50)
+    for clip in (plan.clips[0], plan.clips[-1]):
+        heard = aligned_feature_indices(num_features, clip.start, clip.num_frames, plan.model_fps)
+        for k in range(clip.keep_start, clip.keep_stop):
+            assert abs(Fraction(int(heard[k]), 30) - Fraction(clip.start + k, 16)) <= Fraction(1, 60)
 
 
 @given(st.integers(1, 10_000), RATES)

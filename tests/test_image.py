@@ -101,9 +101,16 @@ def test_arrays_of_bytes_and_floats_are_read():
     assert np.array_equal(_loaded(pixels[::-1, :, :1])[..., 1], pixels[::-1, :, 0])
 
 
-@pytest.mark.parametrize("array", [np.full((SIDE, SIDE, 3), 2.0), np.full((SIDE, SIDE), np.nan),
-                                   np.zeros((3, SIDE, SIDE), np.uint8), np.zeros((SIDE, SIDE, 3), np.int64),
-                                   np.zeros(5, np.uint8)])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.full((SIDE, SIDE, 3), 2.0),
+        np.full((SIDE, SIDE), np.nan),
+        np.zeros((3, SIDE, SIDE), np.uint8),
+        np.zeros((SIDE, SIDE, 3), np.int64),
+        np.zeros(5, np.uint8),
+    ],
+)
 def test_arrays_that_are_no_picture_are_refused(array):
     with pytest.raises(UsageError):
         load_image(array)
@@ -118,9 +125,15 @@ def test_paths_that_lead_nowhere_are_usage_errors(tmp_path):
 def test_unreadable_content_is_an_image_error(tmp_path):
     good = (MEDIA / "person_small.png").read_bytes()
     jpeg = (MEDIA / "beach_small.jpg").read_bytes()
-    contents = {"empty.png": b"", "text.png": b"hello", "half.png": good[: len(good) // 2], "half.jpg": jpeg[:2000],
-                "head.png": good[:20], "sound.wav": (MEDIA / "talk_0s3.wav").read_bytes(),
-                "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n"}
+    contents = {
+        "empty.png": b"",
+        "text.png": b"hello",
+        "half.png": good[: len(good) // 2],
+        "half.jpg": jpeg[:2000],
+        "head.png": good[:20],
+        "sound.wav": (MEDIA / "talk_0s3.wav").read_bytes(),
+        "page.eps": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n",
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(ImageError, match=name):
@@ -128,8 +141,9 @@ def test_unreadable_content_is_an_image_error(tmp_path):
 
 
 @settings(max_examples=60, deadline=None)
-@given(at=st.integers(0, 37_000), value=st.integers(0, 255),
-       name=st.sampled_from(["person_small.png", "beach_small.jpg"]))
+@given(
+    at=st.integers(0, 37_000), value=st.integers(0, 255), name=st.sampled_from(["person_small.png", "beach_small.jpg"])
+)
 def test_a_damaged_byte_gives_a_picture_or_an_image_error(tmp_path_factory, at, value, name):
     content = bytearray((MEDIA / name).read_bytes())
     content[at % len(content)] = value
@@ -150,8 +164,10 @@ def test_too_small_pictures_are_refused():
 
 def _empty_png(path, height, width):
     """A header that claims a size, with next to no data."""
+
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + data)
@@ -191,8 +207,12 @@ def test_a_large_jpeg_is_decoded_within_limits(tmp_path):
 
 
 @settings(max_examples=200)
-@given(height=st.integers(16, 8000), width=st.integers(16, 8000), area=st.integers(64 * 64, 1280 * 1280),
-       multiple=st.sampled_from([16, 32, 64]))
+@given(
+    height=st.integers(16, 8000),
+    width=st.integers(16, 8000),
+    area=st.integers(64 * 64, 1280 * 1280),
+    multiple=st.sampled_from([16, 32, 64]),
+)
 def test_chosen_sizes_fit_the_area_and_the_multiple(height, width, area, multiple):
     try:
         out_height, out_width = choose_size(height, width, area, multiple=multiple)
@@ -211,8 +231,13 @@ def test_an_area_below_one_square_is_a_usage_error(area):
 
 
 @settings(max_examples=100, deadline=None)
-@given(image_height=st.integers(16, 300), image_width=st.integers(16, 300), rows=st.integers(4, 16),
-       columns=st.integers(4, 16), fit=st.sampled_from(["crop", "pad", "reference"]))
+@given(
+    image_height=st.integers(16, 300),
+    image_width=st.integers(16, 300),
+    rows=st.integers(4, 16),
+    columns=st.integers(4, 16),
+    fit=st.sampled_from(["crop", "pad", "reference"]),
+)
 def test_any_framing_gives_exactly_the_frame(image_height, image_width, rows, columns, fit):
     height, width = 16 * rows, 16 * columns
     if fit == "reference":
@@ -225,8 +250,9 @@ def test_any_framing_gives_exactly_the_frame(image_height, image_width, rows, co
     black = float((frame[0] == -1).float().mean())
     assert set(frame.unique().tolist()) <= {-1.0, 1.0}
     assert ("pads" in framing.description) == (black > 0)
-    assert ("crops" in framing.description) == (framing.top > 0 or framing.left > 0 or
-                                                framing.resized_height > height or framing.resized_width > width)
+    assert ("crops" in framing.description) == (
+        framing.top > 0 or framing.left > 0 or framing.resized_height > height or framing.resized_width > width
+    )
     if fit == "crop":
         assert black == 0
     pose = frame_tensor(torch.ones(2, 3, image_height, image_width), framing)
@@ -237,10 +263,13 @@ def test_any_framing_gives_exactly_the_frame(image_height, image_width, rows, co
 def test_descriptions_tell_what_happens():
     def description(*size, **options):
         return plan_framing(*size, **options).description
+
     assert description(720, 1280, height=720, width=1280) == "shows the whole picture"
     assert description(1000, 1000, height=480, width=640) == "crops 25 % of the height (top and bottom)"
-    assert description(1000, 1000, height=480, width=640, fit="pad") == \
-        "pads 25 % of the frame's width with black (left and right)"
+    assert (
+        description(1000, 1000, height=480, width=640, fit="pad")
+        == "pads 25 % of the frame's width with black (left and right)"
+    )
     assert description(100, 100, height=256, width=256) == "enlarges the picture 2.6x"
 
 
@@ -258,16 +287,19 @@ def test_an_area_with_pad_shows_everything():
     assert framing.resized_width <= framing.width
 
 
-@pytest.mark.parametrize(("options", "message"), [
-    ({"height": 720, "width": 1283}, "width=1283 is not a multiple of 16. Nearest allowed: 1280, 1296."),
-    ({"height": 0, "width": 64}, "height=0 is outside 64 to 4096. Nearest allowed: 64."),
-    ({"height": 64, "width": 5000}, "width=5000 is outside 64 to 4096. Nearest allowed: 4096."),
-    ({"height": 64.0, "width": 64}, "height=64.0 is not a whole number"),
-    ({"height": 64, "area": 5000}, "exclude each other"),
-    ({}, "No frame size is given"),
-    ({"area": 100}, "area=100 is too small"),
-    ({"area": 720 * 1280, "fit": "stretch"}, 'fit="stretch" is not accepted'),
-])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"height": 720, "width": 1283}, "width=1283 is not a multiple of 16. Nearest allowed: 1280, 1296."),
+        ({"height": 0, "width": 64}, "height=0 is outside 64 to 4096. Nearest allowed: 64."),
+        ({"height": 64, "width": 5000}, "width=5000 is outside 64 to 4096. Nearest allowed: 4096."),
+        ({"height": 64.0, "width": 64}, "height=64.0 is not a whole number"),
+        ({"height": 64, "area": 5000}, "exclude each other"),
+        ({}, "No frame size is given"),
+        ({"area": 100}, "area=100 is too small"),
+        ({"area": 720 * 1280, "fit": "stretch"}, 'fit="stretch" is not accepted'),
+    ],
+)
 def test_sizes_that_are_not_accepted_name_the_nearest(options, message):
     with pytest.raises(UsageError) as caught:
         plan_framing(500, 500, **options)

@@ -45,11 +45,20 @@ def _streams(path):
         return [float(s.duration * s.time_base) for s in container.streams], dict(container.metadata)
 
 
-@pytest.mark.parametrize(("fps", "height", "width", "count", "sound"), [
-    (16, 96, 128, 77, "talk_5s_8k.wav"), (24, 90, 122, 120, "sing_clip.mp3"), (25, 64, 64, 3, "talk_0s3.wav"),
-    (30, 66, 120, 45, None), (50, 64, 64, 50, "talk_2s.wav"), (60, 64, 64, 61, "talk_2s.wav"),
-    (Fraction(24000, 1001), 64, 64, 48, "talk_2s.wav"), (24, 64, 64, 1, "talk_2s.wav"), (16, 64, 64, 1, None),
-])
+@pytest.mark.parametrize(
+    ("fps", "height", "width", "count", "sound"),
+    [
+        (16, 96, 128, 77, "talk_5s_8k.wav"),
+        (24, 90, 122, 120, "sing_clip.mp3"),
+        (25, 64, 64, 3, "talk_0s3.wav"),
+        (30, 66, 120, 45, None),
+        (50, 64, 64, 50, "talk_2s.wav"),
+        (60, 64, 64, 61, "talk_2s.wav"),
+        (Fraction(24000, 1001), 64, 64, 48, "talk_2s.wav"),
+        (24, 64, 64, 1, "talk_2s.wav"),
+        (16, 64, 64, 1, None),
+    ],
+)
 def test_written_videos_hold_exactly_what_was_asked_for(tmp_path, fps, height, width, count, sound):
     path = tmp_path / "result.mp4"
     frames = _levels(count, height, width)
@@ -97,7 +106,7 @@ def test_sound_starts_with_the_first_frame(tmp_path, chunk):
     noise = np.stack([np.convolve(channel, np.hanning(48) / 8, mode="same") for channel in noise]).astype(np.float32)
     with VideoWriter(tmp_path / "a.mp4", height=64, width=64, fps=24, audio=(noise, 48_000)) as writer:
         for start in range(0, 48, chunk):
-            writer.write(_levels(48)[start:start + chunk])
+            writer.write(_levels(48)[start : start + chunk])
     written = _audio(tmp_path / "a.mp4")
     for channel in (0, 1):
         assert abs(_lag_samples(written[channel], noise[channel])) <= 48  # 1 ms
@@ -117,9 +126,14 @@ def test_resampled_sound_is_aligned_too(tmp_path, rate):
 @pytest.mark.parametrize("kind", ["int16", "uint8", "float64", "tensor", "list", "rows"])
 def test_arrays_of_every_kind_sound_alike(tmp_path, kind):
     tone = 0.5 * np.sin(np.arange(48_000) / 30)
-    samples = {"int16": (tone * 32767).astype(np.int16), "uint8": (tone * 127 + 128).astype(np.uint8),
-               "float64": tone, "tensor": torch.tensor(tone), "list": tone.astype(np.float32),
-               "rows": np.stack([tone, tone], axis=1)}[kind]
+    samples = {
+        "int16": (tone * 32767).astype(np.int16),
+        "uint8": (tone * 127 + 128).astype(np.uint8),
+        "float64": tone,
+        "tensor": torch.tensor(tone),
+        "list": tone.astype(np.float32),
+        "rows": np.stack([tone, tone], axis=1),
+    }[kind]
     source = [samples, 48_000] if kind == "list" else (samples, 48_000)
     write_video(tmp_path / "a.mp4", _levels(16), 16, audio=source)
     assert np.abs(_audio(tmp_path / "a.mp4")[0, 2000:46_000] - tone[2000:46_000]).max() < 0.03
@@ -144,8 +158,13 @@ def test_mono_stays_mono_and_surround_becomes_stereo(tmp_path):
         frame.sample_rate = 44_100
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
-    for source, channels in ((wav, 2), (MEDIA / "talk_5s_8k.wav", 1), (MEDIA / "sing_clip.mp3", 2),
-                             ((np.zeros((5, 4000), np.float32), 8000), 2), ((np.zeros((4000, 2), np.int16), 8000), 2)):
+    for source, channels in (
+        (wav, 2),
+        (MEDIA / "talk_5s_8k.wav", 1),
+        (MEDIA / "sing_clip.mp3", 2),
+        ((np.zeros((5, 4000), np.float32), 8000), 2),
+        ((np.zeros((4000, 2), np.int16), 8000), 2),
+    ):
         write_video(tmp_path / "a.mp4", _levels(8), 16, audio=source)
         assert _audio(tmp_path / "a.mp4").shape[0] == channels
     write_video(tmp_path / "a.mp4", _levels(8), 16, audio=wav)
@@ -168,12 +187,20 @@ def test_damaged_sound_in_the_middle_is_left_out(tmp_path):
     assert _streams(tmp_path / "a.mp4")[0] == [3.0, 3.0]
 
 
-@pytest.mark.parametrize(("source", "error"), [
-    ("missing.wav", UsageError), (MEDIA, UsageError), (POSE, AudioError), (MEDIA / "person_small.png", AudioError),
-    (MEDIA / "README.md", AudioError), ((np.zeros(0, np.float32), 16_000), AudioError),
-    ((np.full(4000, np.nan, np.float32), 16_000), AudioError), ((np.zeros((2, 2, 2)), 16_000), UsageError),
-    ((np.zeros(4000, np.float32), 0), UsageError),
-])
+@pytest.mark.parametrize(
+    ("source", "error"),
+    [
+        ("missing.wav", UsageError),
+        (MEDIA, UsageError),
+        (POSE, AudioError),
+        (MEDIA / "person_small.png", AudioError),
+        (MEDIA / "README.md", AudioError),
+        ((np.zeros(0, np.float32), 16_000), AudioError),
+        ((np.full(4000, np.nan, np.float32), 16_000), AudioError),
+        ((np.zeros((2, 2, 2)), 16_000), UsageError),
+        ((np.zeros(4000, np.float32), 0), UsageError),
+    ],
+)
 def test_sound_that_cannot_be_used_leaves_nothing_behind(tmp_path, source, error):
     with pytest.raises(error):
         write_video(tmp_path / "a.mp4", _levels(4), 16, audio=source)
@@ -209,6 +236,7 @@ def _refuse(*_):
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
     monkeypatch.setattr(video_module.os, "replace", full)
     with pytest.raises(OutputError, match="No space left") as caught:
         write_video(tmp_path / "a.mp4", _levels(4), 16)
@@ -253,8 +281,15 @@ def test_output_paths_are_checked_without_leaving_anything(tmp_path):
     (tmp_path / "folder.mp4").mkdir()
     check_output_path(tmp_path / "new.MP4")
     check_output_path(tmp_path / "old.mp4")
-    for path in (tmp_path / "a.avi", tmp_path / "a", tmp_path / "folder.mp4", tmp_path / "no" / "a.mp4",
-                 tmp_path / "old.mp4" / "a.mp4", tmp_path / ("x" * 300 + ".mp4"), tmp_path / "a\0.mp4"):
+    for path in (
+        tmp_path / "a.avi",
+        tmp_path / "a",
+        tmp_path / "folder.mp4",
+        tmp_path / "no" / "a.mp4",
+        tmp_path / "old.mp4" / "a.mp4",
+        tmp_path / ("x" * 300 + ".mp4"),
+        tmp_path / "a\0.mp4",
+    ):
         with pytest.raises(UsageError):
             check_output_path(path)
     with pytest.raises(UsageError, match="exists already"):
@@ -277,8 +312,14 @@ def test_a_relative_path_without_a_folder_works(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["a.mp4"]
 
 
-@pytest.mark.parametrize("options", [{"height": 63, "width": 64, "fps": 16}, {"height": 64, "width": 64, "fps": 0},
-                                     {"height": 64, "width": 64, "fps": 16, "metadata": {"x-label": "1"}}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"height": 63, "width": 64, "fps": 16},
+        {"height": 64, "width": 64, "fps": 0},
+        {"height": 64, "width": 64, "fps": 16, "metadata": {"x-label": "1"}},
+    ],
+)
 def test_wrong_options_are_usage_errors(tmp_path, options):
     with pytest.raises(UsageError):
         VideoWriter(tmp_path / "a.mp4", **options)
@@ -289,8 +330,12 @@ def test_verification_names_what_differs(tmp_path):
     path = tmp_path / "a.mp4"
     write_video(path, _levels(8), 16, audio=MEDIA / "talk_2s.wav")
     verify_video(path, 8, 16, 64, 64, True)
-    for wrong, name in (((9, 16, 64, 64, True), "frames 8"), ((8, 24, 64, 64, True), "fps 16"),
-                        ((8, 16, 32, 64, True), "height 64"), ((8, 16, 64, 64, False), "sound True")):
+    for wrong, name in (
+        ((9, 16, 64, 64, True), "frames 8"),
+        ((8, 24, 64, 64, True), "fps 16"),
+        ((8, 16, 32, 64, True), "height 64"),
+        ((8, 16, 64, 64, False), "sound True"),
+    ):
         with pytest.raises(OutputError, match=name):
             verify_video(path, *wrong)
     path.write_bytes(path.read_bytes()[:500])
@@ -370,7 +415,7 @@ def test_poses_can_be_read_in_any_order(film_25):
     assert (whole[32:] == -1).all()
     pose = PoseVideo(film_25, 16, timing="aligned")
     for start, count in ((20, 5), (0, 3), (3, 4), (30, 6), (40, 2), (8, 1), (8, 1)):
-        expected = whole[start:start + count] if start < 36 else torch.full_like(whole[:count], -1)
+        expected = whole[start : start + count] if start < 36 else torch.full_like(whole[:count], -1)
         assert torch.equal(pose.read(start, count), expected)
     assert torch.equal(pose.read(-2, 4), whole[[0, 0, 0, 1]])
     pose.close()
@@ -393,7 +438,7 @@ def test_a_sideways_phone_video_is_turned_upright(tmp_path):
     content = bytearray((tmp_path / "a.mp4").read_bytes())
     matrix = content.index(b"tkhd") + 4 + 40
     clockwise = [0, 0x10000, 0, -0x10000, 0, 0, 64 * 0x10000, 0, 0x40000000]
-    content[matrix:matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in clockwise)
+    content[matrix : matrix + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in clockwise)
     (tmp_path / "a.mp4").write_bytes(content)
     upright = next(read_frames(tmp_path / "a.mp4"))
     assert upright.shape == (96, 64, 3)

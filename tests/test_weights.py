@@ -271,9 +271,7 @@ class TestPlaces:
         with pytest.raises(CheckpointError, match=r"wan-s2v download Wan-AI/Wan2.2-S2V-14B"):
             find_checkpoint(model)
 
-    def test_a_folder_named_like_the_repository_is_found(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_folder_named_like_the_repository_is_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write_official_s2v(tmp_path / "Wan2.2-S2V-14B")
         monkeypatch.chdir(tmp_path)
         assert find_checkpoint("Wan-AI/Wan2.2-S2V-14B").root == Path("Wan2.2-S2V-14B")

@@ -28,7 +28,12 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 _PANELS = _INPUTS, _VIDEO, _SAMPLING, _CLIPS, _MACHINE, _OUTPUT = (
-    "Inputs", "Video", "Sampling", "Clips", "Machine", "Output",
+    "Inputs",
+    "Video",
+    "Sampling",
+    "Clips",
+    "Machine",
+    "Output",
 )
 # Errors of the parser; typer has its own copy of click in some versions and click's in others.
 _ParseError: Any = typer.BadParameter.__mro__[2]
@@ -60,15 +65,11 @@ def _generation_options(
         int | None, _flag("Most pixels per frame, in place of height and width.", _VIDEO, default="the model's")
     ] = None,
     fit: Annotated[str, _flag("crop fills the frame; pad shows all of the picture between bars.", _VIDEO)] = "crop",
-    fps: Annotated[
-        str | None, _flag("Frames per second.", _VIDEO, default="24, or 16 with --timing reference")
-    ] = None,
+    fps: Annotated[str | None, _flag("Frames per second.", _VIDEO, default="24, or 16 with --timing reference")] = None,
     num_frames: Annotated[
         int | None, _flag("Length in frames; the sound is cut or padded.", _VIDEO, default="follows the sound")
     ] = None,
-    num_inference_steps: Annotated[
-        int | None, _flag("Denoising steps per clip.", _SAMPLING, default="40")
-    ] = None,
+    num_inference_steps: Annotated[int | None, _flag("Denoising steps per clip.", _SAMPLING, default="40")] = None,
     guidance_scale: Annotated[
         float | None, _flag("How strictly prompt and sound are followed; 1 halves the time.", _SAMPLING, default="4.5")
     ] = None,
@@ -261,9 +262,7 @@ def doctor(
 @app.command()
 def download(
     model: Annotated[str, Argument(help="A hub id, or s2v-14b.")],
-    target: Annotated[
-        Path | None, _flag("Folder for the files.", _OUTPUT, default="the Hugging Face cache")
-    ] = None,
+    target: Annotated[Path | None, _flag("Folder for the files.", _OUTPUT, default="the Hugging Face cache")] = None,
     as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:

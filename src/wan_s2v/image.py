@@ -34,13 +34,39 @@ MAX_IMAGE_PIXELS = 400_000_000
 REDUCE_ABOVE_PIXELS = 64_000_000
 
 # No PostScript among them: Pillow would start Ghostscript for it.
-_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "PCX",
-            "QOI")
+_FORMATS = (
+    "JPEG",
+    "MPO",
+    "PNG",
+    "WEBP",
+    "AVIF",
+    "GIF",
+    "BMP",
+    "DIB",
+    "TIFF",
+    "JPEG2000",
+    "PPM",
+    "TGA",
+    "ICO",
+    "PCX",
+    "QOI",
+)
 _ACCEPTED = "jpg, png, webp, bmp, tiff, gif or avif"
 _FRAMED_FORMATS = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")  # an MPO's further pictures are previews, not frames
 # What Pillow's readers raise on damaged files, by trying: they parse with struct, zlib and plain indexing.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, OverflowError, AttributeError,
-                  MemoryError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    EOFError,
+    OverflowError,
+    AttributeError,
+    MemoryError,
+    struct.error,
+    zlib.error,
+)
 _pixel_limit_lock = threading.Lock()
 
 
@@ -68,8 +94,9 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> LoadedImage:
     if isinstance(source, Image.Image):
         return _prepared(source, "The image", [])
     if not isinstance(source, (str, Path)):
-        raise UsageError(f"An image of type {type(source).__name__} is not accepted. Pass a path, a PIL image or an "
-                         "array.")
+        raise UsageError(
+            f"An image of type {type(source).__name__} is not accepted. Pass a path, a PIL image or an array."
+        )
     image, warnings = _open(Path(source))
     with image:
         return _prepared(image, str(source), warnings)
@@ -117,11 +144,15 @@ def _open(path: Path) -> tuple[Image.Image, list[str]]:
 
 def _check_pixels(height: int, width: int, name: str) -> None:
     if min(height, width) < MIN_IMAGE_SIDE:
-        raise ImageError(f"{name} has {width}x{height} pixels. Each side must be at least {MIN_IMAGE_SIDE}; pass a "
-                         "larger picture (a face needs far more than that).")
+        raise ImageError(
+            f"{name} has {width}x{height} pixels. Each side must be at least {MIN_IMAGE_SIDE}; pass a "
+            "larger picture (a face needs far more than that)."
+        )
     if height * width > MAX_IMAGE_PIXELS:
-        raise ImageError(f"{name} has {width}x{height} pixels. At most {MAX_IMAGE_PIXELS // 1_000_000} million are "
-                         "accepted; make it smaller first.")
+        raise ImageError(
+            f"{name} has {width}x{height} pixels. At most {MAX_IMAGE_PIXELS // 1_000_000} million are "
+            "accepted; make it smaller first."
+        )
 
 
 def _shrink_huge(image: Image.Image, name: str, warnings: list[str]) -> Image.Image:
@@ -179,25 +210,30 @@ def _image_of_array(array: np.ndarray) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)):
-        raise UsageError(f"An image array of shape {tuple(array.shape)} is not accepted. Pass (H, W), (H, W, 3) or "
-                         "(H, W, 4).")
+        raise UsageError(
+            f"An image array of shape {tuple(array.shape)} is not accepted. Pass (H, W), (H, W, 3) or (H, W, 4)."
+        )
     if array.size == 0:
         raise ImageError(f"The image array of shape {tuple(array.shape)} is empty. Pass a picture.")
     if array.dtype == np.uint16:
         array = array.astype(np.float32) / 65535
     if np.issubdtype(array.dtype, np.floating):
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise UsageError(f"A floating point image array must lie in [0, 1]; this one spans {array.min():g} to "
-                             f"{array.max():g}. Scale it, or pass uint8.")
+            raise UsageError(
+                f"A floating point image array must lie in [0, 1]; this one spans {array.min():g} to "
+                f"{array.max():g}. Scale it, or pass uint8."
+            )
         array = (array.astype(np.float32) * 255 + 0.5).astype(np.uint8)
     if array.dtype != np.uint8:
-        raise UsageError(f"An image array of type {array.dtype} is not accepted. Pass uint8, uint16, or float in "
-                         "[0, 1].")
+        raise UsageError(
+            f"An image array of type {array.dtype} is not accepted. Pass uint8, uint16, or float in [0, 1]."
+        )
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def choose_size(image_height: int, image_width: int, area: int, *,
-                multiple: int = OFFICIAL_MULTIPLE) -> tuple[int, int]:
+def choose_size(
+    image_height: int, image_width: int, area: int, *, multiple: int = OFFICIAL_MULTIPLE
+) -> tuple[int, int]:
     """Height and width of the film for a picture and a pixel budget; small pictures are not enlarged.
 
     Args:
@@ -226,8 +262,10 @@ def choose_size(image_height: int, image_width: int, area: int, *,
     if width >= image_width or height >= image_height:
         width, height = image_width // multiple * multiple, image_height // multiple * multiple
     if not height or not width:
-        raise UsageError(f"area={area} holds no frame for a picture of {image_width}x{image_height}. "
-                         "Give a larger area, or height and width.")
+        raise UsageError(
+            f"area={area} holds no frame for a picture of {image_width}x{image_height}. "
+            "Give a larger area, or height and width."
+        )
     return height, width
 
 
@@ -249,8 +287,10 @@ class Framing:
     def description(self) -> str:
         """What is lost, padded or enlarged, as one line for the user."""
         parts = []
-        for frame, resized, side, ends in ((self.width, self.resized_width, "width", "left and right"),
-                                           (self.height, self.resized_height, "height", "top and bottom")):
+        for frame, resized, side, ends in (
+            (self.width, self.resized_width, "width", "left and right"),
+            (self.height, self.resized_height, "height", "top and bottom"),
+        ):
             if resized > frame:
                 parts.append(f"crops {_percent(1 - frame / resized)} of the {side} ({ends})")
             elif resized < frame:
@@ -269,8 +309,9 @@ def _offset(resized: int, frame: int) -> int:
     return -((frame - resized) // 2) if resized < frame else round((resized - frame) / 2)
 
 
-def _framing(image: tuple[int, int], frame: tuple[int, int], resized: tuple[int, int],
-             fit: Literal["crop", "pad", "reference"]) -> Framing:
+def _framing(
+    image: tuple[int, int], frame: tuple[int, int], resized: tuple[int, int], fit: Literal["crop", "pad", "reference"]
+) -> Framing:
     return Framing(*image, *frame, *resized, _offset(resized[0], frame[0]), _offset(resized[1], frame[1]), fit)
 
 
@@ -300,8 +341,17 @@ def fit_framing(image_height: int, image_width: int, height: int, width: int, fi
     return _framing((image_height, image_width), (height, width), resized, fit)
 
 
-def plan_framing(image_height: int, image_width: int, *, height: int | None = None, width: int | None = None,
-                 area: int | None = None, fit: Fit = "crop", multiple: int = 16, min_side: int = 64) -> Framing:
+def plan_framing(
+    image_height: int,
+    image_width: int,
+    *,
+    height: int | None = None,
+    width: int | None = None,
+    area: int | None = None,
+    fit: Fit = "crop",
+    multiple: int = 16,
+    min_side: int = 64,
+) -> Framing:
     """Decide the frame's size and how the picture goes into it.
 
     Args:
@@ -345,8 +395,9 @@ def _checked_side(name: str, side: int | None, multiple: int, min_side: int) -> 
     try:
         value = operator.index(side)  # type: ignore[arg-type]
     except TypeError:
-        raise UsageError(f"{name}={side!r} is not a whole number. Pass a multiple of {multiple} from {min_side} to "
-                         f"{MAX_SIDE}.") from None
+        raise UsageError(
+            f"{name}={side!r} is not a whole number. Pass a multiple of {multiple} from {min_side} to {MAX_SIDE}."
+        ) from None
     below, above = value // multiple * multiple, -(-value // multiple) * multiple
     nearest = sorted({_rounded_side(below, multiple, min_side), _rounded_side(above, multiple, min_side)})
     allowed = ", ".join(map(str, nearest))
@@ -368,12 +419,16 @@ def apply_framing(image: Image.Image, framing: Framing) -> Tensor:
         # A strip of 16 x 20000 pixels would become a picture of gigabytes. The box is float32 inside PIL, which moves
         # some pixels by one level, so it is not used where the official pixels matter.
         across, down = image.width / framing.resized_width, image.height / framing.resized_height
-        box = (left * across, top * down, min((left + columns) * across, image.width),
-               min((top + rows) * down, image.height))
+        box = (
+            left * across,
+            top * down,
+            min((left + columns) * across, image.width),
+            min((top + rows) * down, image.height),
+        )
         visible = image.resize((columns, rows), Image.Resampling.BILINEAR, box=box)
     frame = torch.zeros(framing.height, framing.width, 3, dtype=torch.uint8)
     top, left = max(-framing.top, 0), max(-framing.left, 0)
-    frame[top:top + rows, left:left + columns] = torch.from_numpy(np.array(visible))
+    frame[top : top + rows, left : left + columns] = torch.from_numpy(np.array(visible))
     return frame.permute(2, 0, 1).float() / 255 * 2 - 1
 
 
@@ -386,8 +441,8 @@ def frame_tensor(frames: Tensor, framing: Framing) -> Tensor:
     if frames.shape[-2:] != size:
         frames = torch.nn.functional.interpolate(frames, size, mode="bilinear", antialias=True, align_corners=False)
     top, left = max(framing.top, 0), max(framing.left, 0)
-    visible = frames[..., top:top + framing.height, left:left + framing.width]
+    visible = frames[..., top : top + framing.height, left : left + framing.width]
     result = frames.new_zeros(*frames.shape[:-2], framing.height, framing.width)
     top, left = max(-framing.top, 0), max(-framing.left, 0)
-    result[..., top:top + visible.shape[-2], left:left + visible.shape[-1]] = visible
+    result[..., top : top + visible.shape[-2], left : left + visible.shape[-1]] = visible
     return result

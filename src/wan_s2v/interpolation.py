@@ -51,8 +51,9 @@ class FrameInterpolator:
         Returns: (n, H, W, 3) of the same type. A frame that falls on a model frame is that frame, bit by bit.
         """
         if frames.ndim != 4 or frames.dtype not in (np.uint8, np.float32):
-            raise UsageError(f"Frames {frames.dtype}{tuple(frames.shape)} are not accepted. Pass (T, H, W, 3) uint8 or "
-                             "float32.")
+            raise UsageError(
+                f"Frames {frames.dtype}{tuple(frames.shape)} are not accepted. Pass (T, H, W, 3) uint8 or float32."
+            )
         made: list[np.ndarray] = []
         for frame in frames:
             made += self._up_to(frame)

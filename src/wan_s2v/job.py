@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from wan_s2v.audio import AudioFeatures, reference_num_clips
+from wan_s2v.audio_features import AudioFeatures, reference_num_clips
 from wan_s2v.clips import Clip
 from wan_s2v.denoise import Expert, is_high_noise
 from wan_s2v.image import Framing

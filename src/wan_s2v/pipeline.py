@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
 from wan_s2v import __version__
-from wan_s2v.audio import MODEL_SAMPLE_RATE, AudioFeatures, aligned_feature_indices, feature_indices
+from wan_s2v.audio import MODEL_SAMPLE_RATE
+from wan_s2v.audio_features import AudioFeatures, aligned_feature_indices, feature_indices
 from wan_s2v.clips import Clip
 from wan_s2v.denoise import denoise, make_scheduler
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError

@@ -19,15 +19,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wan_s2v.audio import (
-    ENCODER_RECEPTIVE_FIELD,
-    ENCODER_STRIDE,
-    MODEL_SAMPLE_RATE,
-    Waveform,
-    load_waveform,
-    num_audio_features,
-    reference_num_clips,
-)
+from wan_s2v.audio import ENCODER_RECEPTIVE_FIELD, ENCODER_STRIDE, MODEL_SAMPLE_RATE, Waveform, load_waveform
+from wan_s2v.audio_features import num_audio_features, reference_num_clips
 from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_aligned, plan_reference
 from wan_s2v.denoise import SCHEDULERS, Guidance
 from wan_s2v.errors import UsageError
@@ -329,9 +322,7 @@ def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
         raise UsageError(f"{name}={value!r} is not accepted. Choose one of {', '.join(allowed)}.")
 
 
-def _check_number(
-    name: str, value: Any, low: float, high: float, *, whole: bool = False, hint: str = ""
-) -> None:
+def _check_number(name: str, value: Any, low: float, high: float, *, whole: bool = False, hint: str = "") -> None:
     if value is None:
         return
     kinds = (int, np.integer) if whole else (int, float, np.integer, np.floating)

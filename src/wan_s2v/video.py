@@ -79,8 +79,9 @@ def _opened(path: Path) -> Iterator[av.container.InputContainer]:
             container.streams.video[0].thread_type = "AUTO"
             yield container
     except _AV_ERRORS as error:
-        raise VideoError(f"{path} cannot be decoded as video ({_reason(error)}). Pass another file or export it "
-                         "again as mp4.") from error
+        raise VideoError(
+            f"{path} cannot be decoded as video ({_reason(error)}). Pass another file or export it again as mp4."
+        ) from error
 
 
 def _stream_rate(stream: av.VideoStream, path: Path) -> Fraction:
@@ -130,9 +131,17 @@ def read_video_info(path: str | Path) -> VideoInfo:
         if round(getattr(first, "rotation", 0) / 90) % 2:
             height, width = width, height
         return VideoInfo(
-            height, width, num_frames, fps, _stream_duration(stream, container) or float(num_frames / fps),
-            _stream_duration(audio, container) if audio else None, audio.codec_context.sample_rate if audio else None,
-            stream.codec_context.name, audio.codec_context.name if audio else None, first.format.name)
+            height,
+            width,
+            num_frames,
+            fps,
+            _stream_duration(stream, container) or float(num_frames / fps),
+            _stream_duration(audio, container) if audio else None,
+            audio.codec_context.sample_rate if audio else None,
+            stream.codec_context.name,
+            audio.codec_context.name if audio else None,
+            first.format.name,
+        )
 
 
 def _stream_duration(stream: av.VideoStream | av.AudioStream, container: av.container.InputContainer) -> float | None:
@@ -289,8 +298,9 @@ def _create_temporary(path: Path) -> Path:
             raise PermissionError(13, "Permission denied")
         temporary.open("xb").close()
     except OSError as error:
-        raise OutputError(f"Folder {path.parent} cannot be written to ({_reason(error)}). "
-                          "Choose another output path.") from error
+        raise OutputError(
+            f"Folder {path.parent} cannot be written to ({_reason(error)}). Choose another output path."
+        ) from error
     return temporary
 
 
@@ -309,8 +319,16 @@ class VideoWriter:
         OutputError, here or later, if the result cannot be written.
     """
 
-    def __init__(self, path: str | Path, *, height: int, width: int, fps: int | Fraction,
-                 audio: AudioSource | None = None, metadata: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        height: int,
+        width: int,
+        fps: int | Fraction,
+        audio: AudioSource | None = None,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
         unknown = [tag for tag in metadata or {} if tag not in MP4_TAGS]
         if height % 2 or width % 2 or min(height, width) < 16:
             raise UsageError(f"A frame of {width}x{height} cannot be written. Both sides must be even and at least 16.")
@@ -345,8 +363,9 @@ class VideoWriter:
     def __enter__(self) -> VideoWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
-                 traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         if kind is None:
             self.close()
         else:
@@ -355,12 +374,15 @@ class VideoWriter:
     def write(self, frames: np.ndarray) -> None:
         """Append (T, H, W, 3) uint8 RGB frames; on failure the whole file is given up."""
         if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1:] != (self._height, self._width, 3):
-            raise UsageError(f"Frames {frames.dtype}{tuple(frames.shape)} do not fit this video. Pass uint8 "
-                             f"(T, {self._height}, {self._width}, 3).")
+            raise UsageError(
+                f"Frames {frames.dtype}{tuple(frames.shape)} do not fit this video. Pass uint8 "
+                f"(T, {self._height}, {self._width}, 3)."
+            )
         with self._giving_up_on_failure():
             for pixels in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
-                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG)
+                    format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
+                )
                 frame.pts, frame.time_base = self._num_frames, 1 / self._fps
                 self._container.mux(self._video.encode(frame))
                 self._num_frames += 1
@@ -382,8 +404,9 @@ class VideoWriter:
             if self._audio:
                 self._audio.finish(self._num_samples)
             self._container.close()
-            verify_video(self._temporary, self._num_frames, self._fps, self._height, self._width,
-                         self._audio is not None)
+            verify_video(
+                self._temporary, self._num_frames, self._fps, self._height, self._width, self._audio is not None
+            )
             os.replace(self._temporary, self._path)
 
     @contextmanager
@@ -490,14 +513,16 @@ def _array_frames(samples: np.ndarray | Tensor, sample_rate: int) -> Generator[a
     """The axes and number types that audio.py accepts; unsigned integers are offset binary."""
     array = samples.detach().cpu().numpy() if isinstance(samples, Tensor) else np.asarray(samples)
     if array.ndim not in (1, 2) or array.dtype.kind not in "iuf" or sample_rate <= 0:
-        raise UsageError(f"A waveform {array.dtype}{array.shape} at {sample_rate} Hz is not accepted. Pass integers "
-                         "or floats, (n,), (n, channels) or (channels, n).")
+        raise UsageError(
+            f"A waveform {array.dtype}{array.shape} at {sample_rate} Hz is not accepted. Pass integers "
+            "or floats, (n,), (n, channels) or (channels, n)."
+        )
     channels = array[None] if array.ndim == 1 else array.T if array.shape[0] > array.shape[1] else array
     scale = np.float32(1.0 if array.dtype.kind == "f" else 2.0 ** (8 * array.dtype.itemsize - 1))
     offset = np.float32(array.dtype.kind == "u")
     layout = {1: "mono", 2: "stereo"}.get(len(channels))
     for start in range(0, channels.shape[1], AUDIO_RATE):
-        block = np.ascontiguousarray(channels[:, start:start + AUDIO_RATE].astype(np.float32) / scale - offset)
+        block = np.ascontiguousarray(channels[:, start : start + AUDIO_RATE].astype(np.float32) / scale - offset)
         if not np.isfinite(block).all():
             raise AudioError("The given waveform holds NaN or infinite samples. Repair it first.")
         if layout is None:
@@ -539,8 +564,9 @@ class _SoundTrack:
         self._position += num_samples
 
 
-def verify_video(path: str | Path, num_frames: int, fps: int | Fraction, height: int, width: int,
-                 has_audio: bool) -> None:
+def verify_video(
+    path: str | Path, num_frames: int, fps: int | Fraction, height: int, width: int, has_audio: bool
+) -> None:
     """Open a finished file again and compare it with what was asked for.
 
     Raises: OutputError that names the first difference, or says that the file cannot be read.
@@ -550,8 +576,13 @@ def verify_video(path: str | Path, num_frames: int, fps: int | Fraction, height:
     except (VideoError, UsageError) as error:
         raise OutputError(f"The written video cannot be read back ({error}) Write it again.") from error
     frame_s = float(1 / Fraction(fps))
-    found = {"frames": info.num_frames, "height": info.height, "width": info.width,
-             "fps": info.fps, "sound": info.audio_duration_s is not None}
+    found = {
+        "frames": info.num_frames,
+        "height": info.height,
+        "width": info.width,
+        "fps": info.fps,
+        "sound": info.audio_duration_s is not None,
+    }
     asked = {"frames": num_frames, "height": height, "width": width, "fps": Fraction(fps), "sound": has_audio}
     for name, value in found.items():
         # Rates that mp4's clock cannot state exactly come back as the nearest fraction.
@@ -559,15 +590,23 @@ def verify_video(path: str | Path, num_frames: int, fps: int | Fraction, height:
         if not same:
             raise OutputError(f"The written video has {name} {value} instead of {asked[name]}. Write it again.")
     if info.audio_duration_s is not None and abs(info.audio_duration_s - info.duration_s) >= frame_s:
-        raise OutputError(f"The written video lasts {info.duration_s:.3f} s, its sound {info.audio_duration_s:.3f} s. "
-                          "Write it again.")
+        raise OutputError(
+            f"The written video lasts {info.duration_s:.3f} s, its sound {info.audio_duration_s:.3f} s. Write it again."
+        )
 
 
-def write_video(path: str | Path, frames: np.ndarray, fps: int | Fraction, *, audio: AudioSource | None = None,
-                metadata: dict[str, str] | None = None) -> None:
+def write_video(
+    path: str | Path,
+    frames: np.ndarray,
+    fps: int | Fraction,
+    *,
+    audio: AudioSource | None = None,
+    metadata: dict[str, str] | None = None,
+) -> None:
     """Write (T, H, W, 3) uint8 frames and sound as one mp4; see `VideoWriter`."""
     if frames.ndim != 4:
         raise UsageError(f"Frames of shape {tuple(frames.shape)} are not accepted. Pass (T, H, W, 3).")
-    with VideoWriter(path, height=frames.shape[1], width=frames.shape[2], fps=fps, audio=audio,
-                     metadata=metadata) as writer:
+    with VideoWriter(
+        path, height=frames.shape[1], width=frames.shape[2], fps=fps, audio=audio, metadata=metadata
+    ) as writer:
         writer.write(frames)

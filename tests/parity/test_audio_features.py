@@ -11,14 +11,8 @@ import torch
 from conftest import GOLDENS, MEDIA, assert_close, load_golden
 from transformers import Wav2Vec2Model
 
-from wan_s2v.audio import (
-    AudioFeatures,
-    Waveform,
-    feature_indices,
-    load_waveform,
-    num_audio_features,
-    reference_num_clips,
-)
+from wan_s2v.audio import Waveform, load_waveform
+from wan_s2v.audio_features import AudioFeatures, feature_indices, num_audio_features, reference_num_clips
 
 SOUNDS = {
     "talk": "talk_2s.wav",

@@ -11,7 +11,7 @@ from checkpoints import write_official_s2v
 from conftest import MEDIA, assert_close, load_golden
 
 from wan_s2v import WanS2VPipeline
-from wan_s2v.audio import feature_indices
+from wan_s2v.audio_features import feature_indices
 from wan_s2v.latents import encode_pixels
 
 LATENTS_ATOL = 1e-4

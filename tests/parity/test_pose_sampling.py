@@ -32,5 +32,5 @@ def test_reference_timing_takes_the_official_frames(key):
     frames = pose.read(0, count)
     assert_close(_means(frames[: len(expected)]), expected, 0.5, key)
     assert frames.shape[0] == count
-    assert (frames[len(expected):] == -1).all(), "missing frames are black"
+    assert (frames[len(expected) :] == -1).all(), "missing frames are black"
     assert min(pose.num_frames, count) == len(expected)

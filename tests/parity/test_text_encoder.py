@@ -11,8 +11,8 @@ from conftest import assert_close, load_golden
 from wan_s2v.weights import load_model
 from wan_s2v.weights.checkpoint import read_text_encoder
 
-# Eager attention repeats the official order of operations: bfloat16 is exact on the kind of machine that made the numbers.
-# Another CPU rounds other sums (0.043 seen); the official bfloat16 itself is 0.12 from float32.
+# Eager attention repeats the official order of operations: bfloat16 is exact on the kind of CPU that made the numbers.
+# Another one rounds other sums (0.043 seen); the official bfloat16 itself is 0.12 from float32.
 CASES = [(torch.float32, "out", 1e-5), (torch.bfloat16, "out_bf16", 0.06)]
 
 

@@ -278,9 +278,7 @@ def _pair_up(folder: Path) -> list[dict[str, Any] | str]:
     return pairs + [f"{path.name} has no partner of the same name. Add it, or move this file away." for path in alone]
 
 
-def _job(
-    number: int, entry: dict[str, Any] | str, base: Path, target: Path, defaults: Mapping[str, Any]
-) -> Job:
+def _job(number: int, entry: dict[str, Any] | str, base: Path, target: Path, defaults: Mapping[str, Any]) -> Job:
     """A job with its paths resolved, or with the reason why it cannot be one."""
     if isinstance(entry, str):
         return Job(number, error=entry)

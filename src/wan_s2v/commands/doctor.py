@@ -28,8 +28,20 @@ from wan_s2v.weights.names import S2V_REPOSITORY
 
 _GIB: Final = 2**30
 _PACKAGES: Final = (
-    "torch", "diffusers", "transformers", "safetensors", "huggingface-hub", "tokenizers", "sentencepiece", "numpy",
-    "Pillow", "av", "soxr", "opencv-python-headless", "typer", "rich",
+    "torch",
+    "diffusers",
+    "transformers",
+    "safetensors",
+    "huggingface-hub",
+    "tokenizers",
+    "sentencepiece",
+    "numpy",
+    "Pillow",
+    "av",
+    "soxr",
+    "opencv-python-headless",
+    "typer",
+    "rich",
 )
 _ENCODERS: Final = {"libx264": "H.264", "aac": "AAC"}
 _PLACES: Final = ("tiny", f"./{S2V_REPOSITORY.rpartition('/')[2]}", S2V_REPOSITORY)
@@ -133,11 +145,13 @@ def _devices() -> list[dict[str, Any]]:
         name = f"cuda:{index} {torch.cuda.get_device_name(index)}"
         found.append({"name": name, "free_gib": round(free / _GIB, 2), "total_gib": round(total / _GIB, 2)})
     free_ram, total_ram = free_bytes(torch.device("cpu")), _total_ram()
-    found.append({
-        "name": f"cpu, {torch.get_num_threads()} threads",
-        "free_gib": None if free_ram is None else round(free_ram / _GIB, 2),
-        "total_gib": None if total_ram is None else round(total_ram / _GIB, 2),
-    })
+    found.append(
+        {
+            "name": f"cpu, {torch.get_num_threads()} threads",
+            "free_gib": None if free_ram is None else round(free_ram / _GIB, 2),
+            "total_gib": None if total_ram is None else round(total_ram / _GIB, 2),
+        }
+    )
     return found
 
 

@@ -219,15 +219,24 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     memory = size_text(needed.peak_bytes) + ("" if free is None else f" of {size_text(free)} free")
     return [
         ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
-        ("video", f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
-                  f"{float(clips.duration):.2f} s"),
+        (
+            "video",
+            f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
+            f"{float(clips.duration):.2f} s",
+        ),
         ("picture", plan.framing.description),
         ("clips", f"{clips.num_clips} of {frames} frames at {clips.model_fps} fps"),
-        ("sampling", f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
-                     f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}"),
+        (
+            "sampling",
+            f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
+            f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}",
+        ),
         ("machine", "{device}, {dtype}, offload {offload}".format(**model.place)),
-        ("takes", f"about {duration_text(needed.seconds)} after loading {size_text(needed.weight_bytes)}; "
-                  f"memory about {memory}"),
+        (
+            "takes",
+            f"about {duration_text(needed.seconds)} after loading {size_text(needed.weight_bytes)}; "
+            f"memory about {memory}",
+        ),
         ("output", str(request.output)),
     ]
 

@@ -50,9 +50,7 @@ class Attention(nn.Module):
         context = context.to(self.to_k.weight.dtype)
         return KeysValues(self._heads(self.norm_k(self.to_k(context))), self._heads(self.to_v(context)))
 
-    def forward(
-        self, x: Tensor, keys_values: KeysValues | None = None, rotary: RotaryTable | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, keys_values: KeysValues | None = None, rotary: RotaryTable | None = None) -> Tensor:
         """Attend from x (B, L, C) to given keys and values, or to x itself; `rotary` turns q and own k."""
         q = self._heads(self.norm_q(self.to_q(x)))
         k, v = self.keys_values(x) if keys_values is None else keys_values

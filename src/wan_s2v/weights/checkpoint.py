@@ -52,6 +52,8 @@ from wan_s2v.weights.places import (
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight of the text encoder
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """One model: the keywords of its class, and where each of its tensors is, by our name."""

@@ -36,7 +36,6 @@ PART_NAMES = {
 }
 
 
-
 def locate(model: str | Path) -> Path:
     """The folder or file that `model` names, looking on disk and then in the Hugging Face cache."""
     if str(model) == "tiny":
