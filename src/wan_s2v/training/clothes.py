@@ -8,7 +8,18 @@ from torch import Tensor
 from wan_s2v.training.identities import CLOTHES, PATTERNS, Identities
 from wan_s2v.training.poses import View
 from wan_s2v.training.shapes import (
-    bump, ellipse, fill, glow, length, multiply, paint, ripple, rounded_box, screen, segment, smooth_min, smoothstep,
+    bump,
+    ellipse,
+    fill,
+    glow,
+    length,
+    multiply,
+    paint,
+    ripple,
+    rounded_box,
+    screen,
+    smooth_min,
+    smoothstep,
     stroke,
 )  # fmt: skip
 
@@ -44,17 +55,19 @@ def _neck(x: Tensor, y: Tensor, who: Identities) -> Tensor:
 def _draw_skin(image: Tensor, view: View, who: Identities, body: Tensor, face: Tensor) -> Tensor:
     x, y = view.body_x, view.body_y
     skin = fill(smooth_min(body, _neck(x, y, who), 0.05), view.px)
-    side = 0.35 - 0.30 * smoothstep(-0.3, 0.3, x * torch.sign(who.light_x))
+    side = 0.55 - 0.40 * smoothstep(-0.3, 0.3, x * who.light_side)
     image = paint(image, skin, torch.lerp(who.skin, who.skin_shadow, side[:, None]))
-    image = multiply(image, skin * glow(face - 0.03, 0.028) * 0.75, who.skin_shadow / (who.skin + 0.02))
+    image = multiply(image, skin * glow(face - 0.02, 0.024) * 0.85, 0.92 * who.shade)
     tendon = bump(x.abs() - 0.11 + 0.14 * (y - 0.55), 0.018) * smoothstep(0.45, 0.60, y) * smoothstep(0.74, 0.66, y)
-    bones = bump(y - 0.735 - 0.10 * (x.abs() - 0.2), 0.014) * smoothstep(0.05, 0.10, x.abs()) * smoothstep(0.42, 0.25, x.abs())
-    return multiply(image, skin * (0.16 * tendon + 0.22 * bones), who.skin_shadow / (who.skin + 0.02))
+    bones = bump(y - 0.735 - 0.10 * (x.abs() - 0.2), 0.014) * smoothstep(0.05, 0.10, x.abs())
+    bones = bones * smoothstep(0.42, 0.25, x.abs())
+    return multiply(image, skin * (0.16 * tendon + 0.22 * bones), who.shade)
 
 
 def _kind(who: Identities, *names: str) -> Tensor:
     """1 for those who wear one of the named clothes."""
-    return sum(((who.clothes == CLOTHES.index(name)).to(who.scale.dtype) for name in names), torch.zeros_like(who.scale))
+    kinds = [(who.clothes == CLOTHES.index(name)).to(who.scale.dtype) for name in names]
+    return torch.stack(kinds).sum(0)
 
 
 def _opening(x: Tensor, y: Tensor, who: Identities) -> Tensor:
@@ -65,20 +78,23 @@ def _opening(x: Tensor, y: Tensor, who: Identities) -> Tensor:
     bow = torch.minimum(bow, torch.maximum(x.abs() - who.neck - 0.04, y - 0.58))
     low = 0.93 + 2 * depth - 0.12 * _kind(who, "shirt", "jacket")
     wedge = (x.abs() * 1.5 + y - low) * 0.55
-    return torch.lerp(bow, wedge, _kind(who, "v-neck", "shirt", "jacket"))
+    wedge = torch.maximum(wedge, x.abs() - who.neck - 0.045)
+    opening = torch.lerp(bow, wedge, _kind(who, "v-neck", "shirt", "jacket"))
+    return opening + _kind(who, "turtleneck")
 
 
 def _draw_garment(image: Tensor, view: View, who: Identities, garment: Tensor, opening: Tensor) -> Tensor:
     x, y = view.body_x, view.body_y
     colour = torch.lerp(who.cloth, who.cloth_2, _kind(who, "jacket")[:, None])
-    image = multiply(image, 0.35 * glow(garment - 0.012, 0.012) * fill(-opening, view.px).neg().add(1), colour * 0.5)
+    image = multiply(image, 0.40 * glow(garment - 0.012, 0.012) * fill(opening, view.px), who.skin_shadow)
     cover = fill(garment, view.px)
     image = paint(image, cover, colour)
     image = paint(image, cover * _pattern(view, who) * (1 - _kind(who, "jacket")), who.cloth_2)
     hem = _kind(who, "t-shirt", "v-neck", "blouse")
     image = multiply(image, cover * hem * stroke(opening - 0.040, 0.0035, view.px) * 0.5, colour * 0.4)
     image = screen(image, cover * hem * fill(opening - 0.036, view.px) * 0.10, who.light)
-    folds = torch.sin(x * 7 + 3 * torch.sin(y * 3 + who.strand_phase)) * torch.sin(y * 5 - 4 * x.abs()) * smoothstep(0.7, 1.0, y)
+    folds = torch.sin(x * 7 + 3 * torch.sin(y * 3 + who.strand_phase)) * torch.sin(y * 5 - 4 * x.abs())
+    folds = folds * smoothstep(0.7, 1.0, y)
     return multiply(image, cover * (0.16 + 0.14 * folds), colour * 0.55)
 
 
@@ -106,8 +122,9 @@ def _draw_collar(image: Tensor, view: View, who: Identities) -> Tensor:
     knot = torch.maximum(x - 0.050 + 0.25 * (y - 0.80), (y - 0.835).abs() - 0.05)
     tie = torch.minimum(torch.maximum(x - tie_width, 0.86 - y), knot)
     tie_on = who.tie * _kind(who, "jacket")
-    image = paint(image, tie_on * fill(tie, px), who.back_2 * 0.75)
-    image = multiply(image, tie_on * fill(tie, px) * ripple((view.body_x + y) * 1.0, 60.0, px).clamp(0, 1) * 0.25, who.cloth)
+    tie_area = tie_on * fill(tie, px)
+    image = paint(image, tie_area, who.back_2 * 0.75)
+    image = multiply(image, tie_area * ripple(view.body_x + y, 60.0, px).clamp(0, 1) * 0.25, who.cloth)
     placket = worn * (1 - tie_on) * smoothstep(0.84, 0.88, y)
     image = multiply(image, placket * stroke(x - 0.035, 0.003, px) * 0.4, cloth * 0.4)
     button = length(x, torch.frac((y + 0.02) / 0.15) * 0.15 - 0.075) - 0.014
@@ -123,16 +140,15 @@ def _quadrilateral(x: Tensor, y: Tensor, corners: tuple[tuple[Tensor | float, fl
     distance = torch.full_like(x, -1.0)
     for (ax, ay), (bx, by) in zip(corners, (*corners[1:], corners[0]), strict=True):
         dx, dy = bx - ax, by - ay
-        distance = torch.maximum(distance, ((x - ax) * dy - (y - ay) * dx) * (dx * dx + dy * dy) ** -0.5 * 1.0)
+        distance = torch.maximum(distance, ((y - ay) * dx - (x - ax) * dy) * (dx * dx + dy * dy) ** -0.5)
     return distance
 
 
 def _draw_jacket(image: Tensor, view: View, who: Identities, body: Tensor) -> Tensor:
     x, y, px, worn = view.body_x.abs(), view.body_y, view.px, _kind(who, "jacket")
-    front = (1.22 - y) * 0.30 - x * 0.95
-    jacket = torch.maximum(torch.maximum(body - 0.028, front), who.neck + 0.05 - x + (y - 0.60).clamp(min=0) * 1.2)
-    jacket = torch.maximum(body - 0.028, torch.maximum(front, who.neck * 0.9 - x - (y - 0.62).clamp(min=0)))
-    image = multiply(image, worn * glow(jacket - 0.02, 0.016) * 0.45, who.cloth * 0.4)
+    front = torch.minimum((1.18 - y) * 0.36, who.neck + 0.055) - x
+    jacket = torch.maximum(body - 0.028, front)
+    image = multiply(image, worn * glow(jacket - 0.02, 0.016) * fill(body, px) * 0.45, who.cloth * 0.4)
     image = paint(image, worn * fill(jacket, px), who.cloth)
     image = paint(image, worn * fill(jacket, px) * _pattern(view, who) * 0.35, who.cloth_2)
     notch = torch.maximum((y - 0.92 + 0.25 * x).abs() - 0.012, 0.21 - x)
@@ -143,17 +159,19 @@ def _draw_jacket(image: Tensor, view: View, who: Identities, body: Tensor) -> Te
 
 def _draw_turtleneck(image: Tensor, view: View, who: Identities) -> Tensor:
     x, y, px, worn = view.body_x, view.body_y, view.px, _kind(who, "turtleneck")
-    roll = rounded_box(x, y - 0.615 - 0.25 * x * x, who.neck + 0.035 + 0.06 * smoothstep(0.5, 0.8, y), 0.085, 0.05)
-    image = multiply(image, worn * glow(roll - 0.015, 0.02) * 0.35, who.cloth * 0.45)
+    roll = rounded_box(x, y - 0.62 - 0.35 * x * x, who.neck + 0.030 + 0.10 * smoothstep(0.58, 0.80, y), 0.115, 0.06)
+    image = multiply(image, worn * glow(roll - 0.015, 0.02) * fill(torso(x, y, who), px) * 0.35, who.cloth * 0.45)
     knit = 1 + 0.05 * ripple(x * (1.2 - 0.3 * y), 85.0, px) - 0.30 * (x / 0.3) ** 2
     image = paint(image, worn * fill(roll, px), who.cloth * knit[:, None])
-    return multiply(image, worn * fill(roll, px) * bump(y - 0.545 - 0.25 * x * x, 0.03) * 0.35, who.cloth * 0.6)
+    return multiply(image, worn * fill(roll, px) * bump(y - 0.725 - 0.35 * x * x, 0.03) * 0.35, who.cloth * 0.6)
 
 
 def _light_body(image: Tensor, view: View, who: Identities, body: Tensor) -> Tensor:
     """Shade one side and the lower part, and draw the rim of light on the other side."""
-    x, y, lit = view.body_x, view.body_y, torch.sign(who.light_x)
+    x, y, lit = view.body_x, view.body_y, who.light_side
     inside = fill(body, view.px)
-    image = multiply(image, inside * (0.32 * smoothstep(0.1, 0.9, -x * lit) + 0.14 * smoothstep(0.9, 1.5, y)), who.cloth * 0.4)
+    dark = 0.32 * smoothstep(0.1, 0.9, -x * lit) + 0.14 * smoothstep(0.9, 1.5, y)
+    image = multiply(image, inside * dark, who.cloth * 0.4)
     rim = inside * bump(body, 0.030) * smoothstep(0.15, 0.6, -x * lit) * who.rim_light
-    return screen(image, 0.7 * rim + 0.06 * inside * smoothstep(0.0, 0.7, x * lit), torch.lerp(who.back_3, who.light, 0.3))
+    glint = 0.7 * rim + 0.06 * inside * smoothstep(0.0, 0.7, x * lit)
+    return screen(image, glint, torch.lerp(who.back_3, who.light, 0.3))

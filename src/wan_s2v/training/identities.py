@@ -6,7 +6,7 @@ Lengths are in head units: the eyes are at 0, the crown near -0.5, the chin near
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +15,18 @@ from torch import Tensor
 # Parameters drawn uniformly from a range, independent of each other.
 UNIFORM: dict[str, tuple[float, float]] = {
     # placing of the head on the screen
-    "scale": (1.08, 1.26), "centre_x": (-0.05, 0.05), "centre_y": (-0.13, -0.05),
+    "scale": (1.14, 1.32), "centre_x": (-0.05, 0.05), "centre_y": (-0.13, -0.05),
     # face
-    "face_width": (0.375, 0.415), "chin": (0.475, 0.53), "jaw": (0.15, 0.24), "cheeks": (0.150, 0.205),
-    "ear": (0.072, 0.095), "neck": (0.165, 0.20), "shoulders": (0.74, 0.90), "blush": (0.05, 0.42), "age": (0.0, 1.0),
+    "face_width": (0.345, 0.385), "chin": (0.48, 0.535), "jaw": (0.165, 0.225), "cheeks": (0.125, 0.17),
+    "ear": (0.068, 0.088), "neck": (0.150, 0.18), "shoulders": (0.74, 0.90), "blush": (0.05, 0.36), "age": (0.0, 1.0),
     "freckles": (-2.0, 1.0),
     # eyes and brows
-    "eye_x": (0.160, 0.182), "eye_width": (0.084, 0.100), "eye_height": (0.050, 0.068), "eye_tilt": (-0.06, 0.14),
+    "eye_x": (0.150, 0.170), "eye_width": (0.080, 0.094), "eye_height": (0.043, 0.057), "eye_tilt": (-0.06, 0.14),
     "iris_radius": (0.043, 0.051), "brow_y": (0.112, 0.138), "brow_thickness": (0.011, 0.021),
     "brow_arch": (0.012, 0.042), "brow_tilt": (-0.10, 0.10),
     # nose and mouth
     "nose_y": (0.145, 0.175), "nose_width": (0.048, 0.068), "nose_depth": (0.5, 1.0),
-    "mouth_y": (0.285, 0.315), "mouth_width": (0.124, 0.150), "upper_lip": (0.020, 0.034), "lower_lip": (0.028, 0.044),
+    "mouth_y": (0.285, 0.315), "mouth_width": (0.116, 0.140), "upper_lip": (0.020, 0.034), "lower_lip": (0.028, 0.044),
     "cupid": (0.15, 0.45), "mouth_curve": (-0.004, 0.020), "gloss": (0.05, 0.6),
     # hair texture
     "strand_phase": (0.0, 6.28), "strand_contrast": (0.06, 0.17), "shine": (0.1, 0.42),
@@ -40,7 +40,7 @@ UNIFORM: dict[str, tuple[float, float]] = {
     "neckline": (0.0, 1.0), "pattern_scale": (0.6, 1.4), "pattern_strength": (0.15, 0.6),
 }  # fmt: skip
 
-SKIN = ["ffe3d0", "fbd6bd", "f6c9a8", "eebb92", "e0a67a", "cf9066", "b87850", "9c6140", "7d4a30", "5e3624", "47281c"]
+SKIN = ["ffe6d8", "fddcc8", "f9d0b6", "f1c3a2", "e8b792", "d9a47e", "c68e6a", "ab7654", "8c5d43", "6e4735", "54362a"]
 HAIR = ["1d1716", "2e211c", "4a3023", "6b442c", "94633c", "c9995a", "ecd09a", "7a2f1e", "b5522a", "d9773a", "8f8f95",
         "dcdce2", "3f5f9e", "c25a8a", "2f7d78", "7d5aa8"]  # fmt: skip
 HAIR_NAMES = ("black", "black", "brown", "brown", "brown", "blond", "blond", "auburn", "red", "red", "grey", "white",
@@ -77,9 +77,10 @@ class HairStyle:
 
     Args:
         weight: how often women, then men, wear it.
-        top, side: volume over the skull. hairline: height of the forehead's edge. arch: how far it falls at the temples.
+        top, side: volume over the skull. hairline: height of the forehead's edge; arch: its fall at the temples.
         length: lower end of the hair behind the head. width: half width of that hair beyond the face.
-        opening: half width of the face between the side locks; lock_end: where side locks or sideburns end.
+        opening: half width left free between the side locks, as a part of the face's; lock_end: lower end of the
+            locks or sideburns.
         part: where it is parted. sweep: slope of the fringe to the left and right of the part.
         jag: raggedness of the edges. curl, curl_scale: lumps of the outline. wave: of long hair.
         bun, bun_y, bun_radius: sideways place, height and size of a bun (radius 0: none; bun_x > 0: two of them).
@@ -87,17 +88,17 @@ class HairStyle:
     """
 
     weight: tuple[float, float]
-    top: float = 0.09
-    side: float = 0.035
+    top: float = 0.07
+    side: float = 0.038
     hairline: float = -0.31
     arch: float = 0.16
     length: float = 0.05
     width: float = 0.0
-    opening: float = 0.365
+    opening: float = 0.90
     lock_end: float = 0.02
     part: float = 0.0
     sweep: tuple[float, float] = (0.0, 0.0)
-    jag: float = 0.012
+    jag: float = 0.006
     curl: float = 0.0
     curl_scale: float = 16.0
     wave: float = 0.0
@@ -110,33 +111,34 @@ class HairStyle:
 
 HAIR_STYLES: dict[str, HairStyle] = {
     "bald": HairStyle((0.0, 0.6), density=0.0),
-    "buzz cut": HairStyle((0.15, 0.9), top=0.015, side=0.006, hairline=-0.29, jag=0.004, density=0.62, lock_end=-0.02),
-    "short": HairStyle((0.5, 1.3), top=0.095, side=0.02, hairline=-0.28, jag=0.016, lock_end=0.06),
-    "side part": HairStyle((0.4, 1.4), top=0.115, side=0.02, hairline=-0.36, part=0.17, sweep=(0.34, 0.5), jag=0.010,
+    "buzz cut": HairStyle((0.15, 0.9), top=0.035, side=0.006, hairline=-0.285, arch=0.13, jag=0.002, density=0.62,
+                          lock_end=-0.02),
+    "short": HairStyle((0.5, 1.3), top=0.076, side=0.032, hairline=-0.275, arch=0.12, jag=0.009, lock_end=0.07),
+    "side part": HairStyle((0.4, 1.4), top=0.092, side=0.034, hairline=-0.345, part=0.17, sweep=(0.34, 0.5), jag=0.005,
                            lock_end=0.05),
-    "quiff": HairStyle((0.1, 1.1), top=0.165, side=0.006, hairline=-0.33, arch=0.10, jag=0.02, lock_end=0.04),
-    "swept fringe": HairStyle((0.9, 0.8), top=0.10, side=0.03, hairline=-0.37, part=0.22, sweep=(0.52, 0.6), jag=0.022,
+    "quiff": HairStyle((0.1, 1.1), top=0.132, side=0.018, hairline=-0.30, arch=0.10, jag=0.010, lock_end=0.04),
+    "swept fringe": HairStyle((0.9, 0.8), top=0.08, side=0.03, hairline=-0.37, part=0.22, sweep=(0.52, 0.6), jag=0.012,
                               lock_end=0.13),
-    "curly": HairStyle((0.7, 1.0), top=0.15, side=0.075, hairline=-0.26, jag=0.03, curl=0.020, curl_scale=15,
+    "curly": HairStyle((0.7, 1.0), top=0.12, side=0.075, hairline=-0.25, jag=0.012, curl=0.020, curl_scale=15,
                        lock_end=0.06),
-    "afro": HairStyle((0.7, 0.5), top=0.23, side=0.17, hairline=-0.28, jag=0.014, curl=0.010, curl_scale=30, length=0.22,
-                      width=0.12, lock_end=0.08),
-    "bob": HairStyle((1.2, 0.0), top=0.10, side=0.05, hairline=-0.37, part=0.12, sweep=(0.45, 0.62), length=0.42,
-                     width=0.075, opening=0.325, lock_end=0.40),
-    "bangs": HairStyle((1.2, 0.0), top=0.10, side=0.045, hairline=-0.165, arch=0.06, jag=0.018, length=0.95, width=0.07,
-                       opening=0.33, lock_end=0.9),
-    "long straight": HairStyle((1.4, 0.15), top=0.085, side=0.035, hairline=-0.385, sweep=(0.62, 0.62), length=1.0,
-                               width=0.06, opening=0.335, lock_end=0.95),
-    "long wavy": HairStyle((1.5, 0.1), top=0.11, side=0.05, hairline=-0.38, part=-0.10, sweep=(0.62, 0.5), length=0.92,
-                           width=0.09, opening=0.325, lock_end=0.85, wave=0.028),
-    "long curly": HairStyle((1.0, 0.1), top=0.15, side=0.09, hairline=-0.35, sweep=(0.4, 0.4), length=0.66, width=0.16,
-                            opening=0.335, lock_end=0.60, wave=0.02, curl=0.022, curl_scale=17, jag=0.03),
-    "bun": HairStyle((1.0, 0.12), top=0.055, side=0.015, hairline=-0.35, arch=0.10, sweep=(0.18, 0.18), bun_radius=0.15,
-                     bun_y=-0.62, lock_end=-0.02),
-    "ponytail": HairStyle((1.1, 0.1), top=0.07, side=0.02, hairline=-0.37, part=0.1, sweep=(0.3, 0.42), tail=1.0,
+    "afro": HairStyle((0.7, 0.5), top=0.184, side=0.17, hairline=-0.28, jag=0.014, curl=0.010, curl_scale=30,
+                      length=0.22, width=0.12, lock_end=0.08),
+    "bob": HairStyle((1.2, 0.0), top=0.08, side=0.05, hairline=-0.37, part=0.12, sweep=(0.45, 0.62), length=0.42,
+                     width=0.075, opening=0.84, lock_end=0.40),
+    "bangs": HairStyle((1.2, 0.0), top=0.08, side=0.045, hairline=-0.165, arch=0.06, jag=0.018, length=0.95, width=0.07,
+                       opening=0.85, lock_end=0.9),
+    "long straight": HairStyle((1.4, 0.15), top=0.068, side=0.035, hairline=-0.385, sweep=(0.62, 0.62), length=1.0,
+                               width=0.06, opening=0.86, lock_end=0.95),
+    "long wavy": HairStyle((1.5, 0.1), top=0.088, side=0.05, hairline=-0.38, part=-0.10, sweep=(0.62, 0.5), length=0.92,
+                           width=0.09, opening=0.84, lock_end=0.85, wave=0.028),
+    "long curly": HairStyle((1.0, 0.1), top=0.12, side=0.09, hairline=-0.35, sweep=(0.4, 0.4), length=0.66, width=0.16,
+                            opening=0.87, lock_end=0.60, wave=0.02, curl=0.022, curl_scale=17, jag=0.012),
+    "bun": HairStyle((1.0, 0.12), top=0.044, side=0.015, hairline=-0.315, arch=0.13, sweep=(0.10, 0.10), jag=0.002,
+                     bun_radius=0.15, bun_y=-0.58, lock_end=-0.03),
+    "ponytail": HairStyle((1.1, 0.1), top=0.056, side=0.02, hairline=-0.37, part=0.1, sweep=(0.3, 0.42), tail=1.0,
                           lock_end=0.06),
-    "twin buns": HairStyle((0.35, 0.0), top=0.06, side=0.02, hairline=-0.37, sweep=(0.42, 0.42), bun_x=0.29, bun_y=-0.47,
-                           bun_radius=0.13, lock_end=0.05),
+    "twin buns": HairStyle((0.35, 0.0), top=0.048, side=0.02, hairline=-0.37, sweep=(0.42, 0.42), bun_x=0.29,
+                           bun_y=-0.47, bun_radius=0.13, lock_end=-0.01),
 }  # fmt: skip
 
 
@@ -159,9 +161,6 @@ class Identities:
         """The chosen people; one number keeps the batch dimension."""
         rows = [index] if isinstance(index, int) else index
         return Identities({name: value[rows] for name, value in self.values.items()})
-
-    def __iter__(self) -> Iterator[Identities]:
-        return (self[i] for i in range(len(self)))
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Identities:
         return Identities({name: value.to(device=device, dtype=dtype) for name, value in self.values.items()})
@@ -237,39 +236,45 @@ def _hair(draw: _Draw, feminine: Tensor) -> dict[str, Tensor]:
 
 def _colours(draw: _Draw, values: dict[str, Tensor]) -> dict[str, Tensor]:
     rows, feminine = draw.rows, values["feminine"]
-    skin_index = draw.choice(torch.ones(len(SKIN)))
-    skin = draw.colour(skin_index, SKIN, 0.05)
+    skin_index = draw.choice(torch.tensor([1.0, 1.3, 1.4, 1.3, 1.1, 1.0, 0.9, 0.8, 0.8, 0.7, 0.6]))
+    skin = draw.colour(skin_index, SKIN, 0.04)
     # Fair hair is rare on dark skin, fashion colours are rare everywhere.
     weights = torch.tensor([1.3, 1.4, 1.4, 1.2, 1.1, 1.0, 0.8, 0.6, 0.7, 0.5, 0.5, 0.5, 0.12, 0.2, 0.15, 0.15])
-    dark_only = torch.tensor([1.0] * 4 + [0.25] + [0.06] * 5 + [0.6, 0.4] + [0.6] * 4)
+    dark_only = torch.tensor([1.0] * 4 + [0.25] + [0.02] * 5 + [0.6, 0.4] + [0.6] * 4)
     hair_index = draw.choice(torch.where(skin_index[:, None] >= 6, weights * dark_only, weights.expand(rows, -1)))
+    hair = draw.colour(hair_index, HAIR, 0.06)
+    shade = torch.tensor([0.84, 0.70, 0.67]) + 0.04 * (1 - skin)
     lip_base = skin * torch.tensor([0.86, 0.55, 0.56]) + torch.tensor([0.04, 0.0, 0.015])
     lipstick = draw.colour(draw.choice(torch.ones(len(LIPSTICK))), LIPSTICK, 0.06)
     made_up = (feminine * draw.chance(0.6) * draw.uniform(0.35, 0.95))[:, None]
+    eye_shadow = draw.colour(draw.choice(torch.ones(len(PALETTES))), [row[1] for row in PALETTES], 0.1)
     palette = torch.stack([hex_colours(row) for row in PALETTES])[draw.choice(torch.ones(len(PALETTES)))]
     palette = (palette + 0.05 * (torch.rand(rows, 5, 3, generator=draw.generator) - 0.5)).clamp(0, 1)
     warm = draw.uniform(-1, 1)[:, None]
     return {
         "skin": skin,
-        "skin_shadow": skin * (torch.tensor([0.80, 0.62, 0.60]) + 0.05 * (1 - skin)),
-        "hair": draw.colour(hair_index, HAIR, 0.06),
+        "skin_shadow": skin * shade,
+        "shade": shade,
+        "hair": hair,
+        # Shaded hair turns warmer, not grey or green.
+        "hair_shadow": hair * (0.30 + 0.40 * hair) * torch.tensor([1.0, 0.92, 0.90]),
         "hair_colour": hair_index.float(),
         "iris": draw.colour(draw.choice(torch.ones(len(IRIS))), IRIS, 0.08),
         "lips": torch.lerp(lip_base, lipstick * (0.45 + 0.55 * skin.mean(1, keepdim=True)), made_up),
-        "lid": torch.lerp(torch.ones(rows, 3), draw.colour(draw.choice(torch.ones(20)), [p[1] for p in PALETTES], 0.1),
-                          0.65 * made_up),
+        "lid": torch.lerp(torch.ones(rows, 3), eye_shadow, 0.65 * made_up),
         "metal": draw.colour(draw.choice(torch.ones(len(METAL))), METAL, 0.05),
         "frame": draw.colour(draw.choice(torch.ones(len(FRAME))), FRAME, 0.04),
         "back": palette[:, 0], "back_2": palette[:, 1], "back_3": palette[:, 2],
         "cloth": palette[:, 3], "cloth_2": palette[:, 4],
         "cover_colour": torch.where(draw.chance(0.5)[:, None] > 0, palette[:, 1], palette[:, 3]),
-        "light": 1 + warm * torch.tensor([0.06, 0.0, -0.07]),
+        "light": 1 + (warm + 0.3) * torch.tensor([0.03, 0.0, -0.04]),
     }  # fmt: skip
 
 
 def _accessories(draw: _Draw, values: dict[str, Tensor]) -> dict[str, Tensor]:
     feminine = values["feminine"]
     beard = draw.choice(torch.tensor([1.0, 0.5, 0.18, 0.25, 0.5])).float() * (1 - feminine)
+    light_side = draw.chance(0.5) * 2 - 1
     women, men = torch.tensor([1.0, 0.07, 0.12]), torch.tensor([1.0, 0.12, 0.0])
     cover = draw.choice(torch.where(feminine[:, None] > 0, women, men)).float()
     return {
@@ -278,7 +283,7 @@ def _accessories(draw: _Draw, values: dict[str, Tensor]) -> dict[str, Tensor]:
         "cover": cover,
         "glasses": draw.chance(0.30),
         "tinted": draw.chance(0.5) * draw.uniform(0.0, 0.25),
-        "earring": draw.choice(torch.tensor([1.0, 0.6, 0.5])).float() * feminine,
+        "earring": draw.choice(torch.tensor([1.0, 0.6, 0.5])).float() * feminine * (cover != COVERS.index("headscarf")),
         "background": draw.choice(torch.tensor([0.9, 1.2, 1.1, 0.9, 1.0, 1.0, 0.8])).float(),
         "clothes": draw.choice(
             torch.where(feminine[:, None] > 0, torch.tensor([1.0, 0.8, 0.7, 0.7, 0.7, 1.1]),
@@ -286,7 +291,8 @@ def _accessories(draw: _Draw, values: dict[str, Tensor]) -> dict[str, Tensor]:
         ).float(),
         "tie": draw.chance(0.6) * (1 - feminine),
         "pattern": draw.choice(torch.tensor([2.2, 0.6, 0.4, 0.5, 0.5])).float(),
-        "light_x": (draw.chance(0.5) * 2 - 1) * draw.uniform(0.35, 0.8),
+        "light_side": light_side,
+        "light_x": light_side * draw.uniform(0.35, 0.8),
     }  # fmt: skip
 
 
@@ -296,13 +302,15 @@ def _adjustments(draw: _Draw, values: dict[str, Tensor]) -> dict[str, Tensor]:
     bare = (cover == 0).float()
     bun_radius, tail = values["hair_bun_radius"] * bare, values["hair_tail"] * bare
     top = torch.where(cover > 0, torch.full_like(cover, 0.10), values["hair_top"])
-    crown = torch.where(bun_radius > 0, values["hair_bun_y"] - bun_radius, -0.50 - top)
+    crown = torch.where(bun_radius > 0, values["hair_bun_y"] - bun_radius, -0.475 - top)
     scale = values["scale"] - 0.09 * (crown < -0.66).float()
     bald = torch.tensor([name == "bald" for name in HAIR_STYLES])[style.long()]
     return {
         "hair_bun_radius": bun_radius, "hair_tail": tail, "hair_top": top,
         "hair_curl": values["hair_curl"] * bare,
-        "hair_density": values["hair_density"] * (cover != 2).float(),
+        "hair_side": torch.where(cover > 0, values["hair_side"].clamp(max=0.03), values["hair_side"]),
+        "hair_width": torch.where(cover > 0, values["hair_width"].clamp(max=0.07), values["hair_width"]),
+        "hair_density": values["hair_density"] * (cover != COVERS.index("headscarf")).float(),
         "scale": scale,
         "centre_y": torch.maximum(values["centre_y"], -0.92 - crown * scale).clamp(max=0.04),
         "lashes": feminine * draw.uniform(0.55, 1.0) + (1 - feminine) * 0.22,

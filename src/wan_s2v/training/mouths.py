@@ -8,7 +8,17 @@ from torch import Tensor
 from wan_s2v.training.identities import BEARDS, Identities
 from wan_s2v.training.poses import Pose, View
 from wan_s2v.training.shapes import (
-    bump, ellipse, fill, glow, length, multiply, paint, rgb, ripple, screen, smoothstep, stroke,
+    bump,
+    ellipse,
+    fill,
+    length,
+    multiply,
+    paint,
+    rgb,
+    ripple,
+    screen,
+    smoothstep,
+    stroke,
 )  # fmt: skip
 
 OPEN_HEIGHT = 0.185  # between the lips at open = 1, head units
@@ -24,10 +34,10 @@ class Lips:
     def __init__(self, view: View, who: Identities, pose: Pose) -> None:
         self.who, self.pose = who, pose
         pressed = pose.closed
-        self.height = OPEN_HEIGHT * pose.open * (1 - pressed) * (1 - 0.30 * pose.round) * (1 - 0.15 * pose.width.clamp(min=0))
-        # Lower lip under the upper teeth, as in f and v.
-        self.bite = smoothstep(0.80, 1.0, pose.teeth) * smoothstep(0.30, 0.14, pose.open) * (1 - pose.width.clamp(0, 1))
-        self.bite = self.bite * (1 - pressed) * smoothstep(0.02, 0.10, pose.open)
+        self.share = UPPER_SHARE + 0.24 * pose.round
+        self.height = OPEN_HEIGHT * pose.open * (1 - pressed) * (1 - 0.30 * pose.round)
+        self.height = self.height * (1 - 0.15 * pose.width.clamp(min=0))
+        self.bite = _bite(pose)
         spread = 1 + 0.17 * pose.width - 0.44 * pose.round + 0.13 * pose.smile.clamp(min=0) - 0.08 * pose.open
         self.half_width = who.mouth_width * spread
         self.x = view.face_x
@@ -38,11 +48,13 @@ class Lips:
         upper, inner_top, inner_bottom, lower = self._curves(self.t)
         step = 0.02
         ahead, behind = self._curves(self.t + step), self._curves(self.t - step)
-        norm = [torch.sqrt(1 + ((a - b) / (2 * step * self.half_width)) ** 2) for a, b in zip(ahead, behind, strict=True)]
+        slopes = [(a - b) / (2 * step * self.half_width) for a, b in zip(ahead, behind, strict=True)]
+        norm = [torch.sqrt(1 + slope**2) for slope in slopes]
         ends = self.x.abs() - self.half_width
         self.upper, self.inner_top, self.inner_bottom, self.lower = upper, inner_top, inner_bottom, lower
         self.outside = torch.maximum(torch.maximum((upper - self.y) / norm[0], (self.y - lower) / norm[3]), ends)
-        self.inside = torch.maximum(torch.maximum((inner_top - self.y) / norm[1], (self.y - inner_bottom) / norm[2]), ends)
+        between = torch.maximum((inner_top - self.y) / norm[1], (self.y - inner_bottom) / norm[2])
+        self.inside = torch.maximum(between, ends)
 
     def _curves(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Outer and inner edge of the upper lip, inner and outer edge of the lower lip."""
@@ -50,8 +62,8 @@ class Lips:
         arc = (1 - t * t).clamp(min=0)
         round_arc = torch.sqrt(arc + 1e-4)
         gap = torch.lerp(arc, round_arc, 0.30 + 0.55 * pose.round)
-        inner_top = -UPPER_SHARE * self.height * gap
-        inner_bottom = (1 - UPPER_SHARE) * self.height * gap * (1 - 0.9 * self.bite)
+        inner_top = -self.share * self.height * gap
+        inner_bottom = torch.lerp((1 - self.share) * self.height, torch.full_like(self.height, 0.011), self.bite) * gap
         thin = 1 - 0.50 * pose.closed
         stretch = 1 - 0.16 * pose.width.clamp(min=0) - 0.10 * pose.smile.clamp(min=0)
         bow = 1 + who.cupid * (bump(t.abs() - 0.26, 0.20) - 1.25 * bump(t, 0.15)) * (1 - 0.6 * pose.round)
@@ -59,6 +71,12 @@ class Lips:
         top = who.upper_lip * thin * stretch * (1 + 0.25 * pose.round - 0.12 * pose.open)
         bottom = who.lower_lip * thin * stretch * (1 + 0.18 * pose.round - 0.15 * pose.open) * (1 - 0.45 * self.bite)
         return inner_top - top * full * bow, inner_top, inner_bottom, inner_bottom + bottom * full
+
+
+def _bite(pose: Pose) -> Tensor:
+    """How far the lower lip lies under the upper teeth: f and v, told from s by spread and from sh by rounding."""
+    teeth = smoothstep(0.75, 0.95, pose.teeth) * smoothstep(0.02, 0.07, pose.open) * smoothstep(0.26, 0.13, pose.open)
+    return teeth * smoothstep(0.45, 0.28, pose.width) * smoothstep(0.40, 0.15, pose.round) * (1 - pose.closed)
 
 
 def mouth_centre(who: Identities, pose: Pose) -> Tensor:
@@ -76,7 +94,7 @@ def draw_mouth(image: Tensor, view: View, who: Identities, pose: Pose) -> Tensor
 
 def _draw_surroundings(image: Tensor, lips: Lips, who: Identities, pose: Pose) -> Tensor:
     """Shadow under the lower lip, the groove above the upper one, the corners, the dimples of a smile."""
-    shadow = who.skin_shadow / (who.skin + 0.02)
+    shadow = who.shade
     bare = 1 - 0.8 * (who.beard >= BEARDS.index("goatee")).to(shadow.dtype)
     below = bump(lips.x, lips.half_width * 0.62) * bump(lips.y - lips.lower - 0.020, 0.016)
     groove = bump(lips.x, 0.014) * bump(lips.y - lips.upper + 0.030, 0.022)
@@ -95,7 +113,7 @@ def _draw_lips(image: Tensor, lips: Lips, view: View, who: Identities, pose: Pos
     tone = 1.04 - 0.20 * upper - 0.16 * smoothstep(0.55, 1.1, below) - 0.10 * lips.t**2
     tone = tone * (0.84 + 0.22 * smoothstep(-0.1, 0.9, view.light)) * (1 + 0.03 * ripple(lips.x, 150.0, view.px))
     image = paint(image, 0.96 * area, (who.lips * tone[:, None]).clamp(0, 1))
-    shine = bump(lips.x - 0.02 * torch.sign(who.light_x), lips.half_width * 0.38) * bump(below - 0.42, 0.24) * area
+    shine = bump(lips.x - 0.02 * who.light_side, lips.half_width * 0.38) * bump(below - 0.42, 0.24) * area
     edge = bump(lips.y - lips.upper + 0.002, 0.006) * bump(lips.x, lips.half_width * 0.5) * 0.3
     image = screen(image, shine * who.gloss * 0.55 + edge * 0.35, who.light)
     # The line between closed lips gives way to the dark of the mouth as they part.
@@ -112,10 +130,11 @@ def _draw_inside(image: Tensor, lips: Lips, view: View, who: Identities, pose: P
     deep = bump((y - lips.inner_top - 0.45 * height) / (0.35 * height + 0.01), 1.0)
     inside = rgb(0.33, 0.085, 0.095, x) * (1 - 0.62 * deep)[:, None]
     inside = torch.lerp(inside, who.lips * 0.35, 0.25)
-    tongue_y = torch.lerp((1 - UPPER_SHARE) * height + 0.022, 0.018 + 0.05 * height, pose.tongue)
+    tongue_y = torch.lerp((1 - lips.share) * height + 0.022, 0.018 + 0.05 * height, pose.tongue)
     tongue = ellipse(x, y - tongue_y, lips.half_width * (0.62 - 0.10 * pose.tongue), 0.050 + 0.10 * height)
     pink = rgb(0.80, 0.37, 0.39, x) * (0.92 + 0.20 * bump(y - tongue_y + 0.03, 0.02) - 0.16 * bump(x, 0.010))[:, None]
-    inside = paint(inside, fill(tongue, px * 2 + 0.006) * (0.25 + 0.75 * smoothstep(0.03, 0.09, height)).maximum(pose.tongue), pink)
+    seen = (0.25 + 0.75 * smoothstep(0.03, 0.09, height)).maximum(pose.tongue)
+    inside = paint(inside, seen * fill(tongue, px * 2 + 0.006), pink)
     inside = _draw_teeth(inside, lips, view, pose)
     rim = bump(lips.inside, 0.008)
     return paint(image, area, multiply(inside, 0.45 * rim, rgb(0.45, 0.25, 0.27, x)).clamp(0, 1))
@@ -125,19 +144,19 @@ def _draw_teeth(inside: Tensor, lips: Lips, view: View, pose: Pose) -> Tensor:
     px, x, y, height = view.px, lips.x, lips.y, lips.height
     white = rgb(0.965, 0.945, 0.915, x)
     shade = (1 - 0.42 * lips.t**2 - 0.20 * bump(y - lips.inner_top, 0.012))[:, None]
-    gaps = stroke(torch.frac(x.abs() / 0.030 + 0.0) * 0.030 - 0.015, 0.0012, px) * 0.0
-    size = (0.016 + 0.026 * pose.teeth) * (1 - 0.55 * pose.round)
+    size = (0.014 + 0.028 * pose.teeth) * (1 - 0.95 * pose.round)
     arc = 1 - 0.55 * lips.t**2
-    edge = torch.minimum(lips.inner_top.minimum(torch.zeros_like(y)) * 0.9 + size * arc, lips.inner_bottom + 1)
+    edge = lips.inner_top * 0.9 + size * arc
     upper = torch.maximum(y - edge, x.abs() - lips.half_width * 0.84)
     lower_top = lips.inner_bottom - (0.002 + 0.020 * pose.teeth) * arc * (1 - pose.round)
     lower = torch.maximum(lower_top - y, x.abs() - lips.half_width * 0.64)
-    lower_seen = smoothstep(0.2, 0.7, pose.teeth) * (1 - lips.bite) * (1 - 0.7 * pose.tongue)
+    lower_seen = smoothstep(0.2, 0.7, pose.teeth) * smoothstep(0.10, 0.04, height)
+    lower_seen = lower_seen * (1 - lips.bite) * (1 - 0.7 * pose.tongue)
     inside = paint(inside, lower_seen * fill(lower, px), white * 0.86 * shade)
     inside = multiply(inside, 0.35 * fill(upper - 0.006, px + 0.008), rgb(0.3, 0.15, 0.15, x))
     inside = paint(inside, fill(upper, px), white * shade)
     tooth = torch.frac(x.abs() / 0.034 + 0.5) - 0.5
-    line = stroke(tooth * 0.034 - 0.017 * torch.sign(tooth), 0.0011, px) + gaps
+    line = stroke(tooth.abs() * 0.034 - 0.017, 0.0011, px)
     return multiply(inside, 0.22 * line * fill(upper, px), rgb(0.55, 0.42, 0.40, x))
 
 
@@ -145,7 +164,7 @@ def _draw_moustache(image: Tensor, lips: Lips, view: View, who: Identities) -> T
     worn = (who.beard >= BEARDS.index("moustache")).to(lips.x.dtype)
     reach = who.mouth_width * 1.08
     t = (lips.x.abs() / reach).clamp(max=1)
-    top = lips.upper.clamp(max=0) * (1 - t) - 0.040 * torch.sqrt(1 - t * t + 1e-4) + 0.012 * t - 0.004 * bump(t, 0.08) * -1
+    top = lips.upper.clamp(max=0) * (1 - t) - 0.040 * torch.sqrt(1 - t * t + 1e-4) + 0.012 * t + 0.004 * bump(t, 0.08)
     bottom = (lips.upper + 0.006) * (1 - t * t) + 0.030 * t * t
     distance = torch.maximum(torch.maximum(top - lips.y, lips.y - bottom), lips.x.abs() - reach)
     strands = 1 + 0.18 * ripple(lips.x + 0.5 * lips.y * torch.sign(lips.x), 130.0, view.px)

@@ -50,7 +50,8 @@ ENGLISH = Phrases(
         "is choosing|broke|loves|should fix|keeps|pushed|has already used|thought about"
     ),
     objects=_split(
-        "a big blue umbrella|the wooden fence|five fresh oranges|the map of the valley|a cup of coffee|this old machine|"
+        "a big blue umbrella|the wooden fence|five fresh oranges|the map of the valley|a cup of coffee|"
+        "this old machine|"
         "the yellow boat|a beautiful vase|both books|their favourite song|warm bread and butter|the broken zipper|"
         "a pair of thick gloves|the television|a bowl of mushrooms|that huge elephant|the usual question|a cheap watch"
     ),
@@ -117,7 +118,8 @@ GERMAN = Phrases(
         "im Jahr {number} lebte {name} {place}|{subject} {verb} {object}, aber {name} weiß es nicht"
     ),
     questions=_split(
-        "wo ist {name}|kannst du {object} mitbringen|warum {verb} {subject} {object}|wie viel ist {number} plus {number}|"
+        "wo ist {name}|kannst du {object} mitbringen|warum {verb} {subject} {object}|"
+        "wie viel ist {number} plus {number}|"
         "wer {verb} {object} {place}|ist {name} {time} {place}"
     ),
     sentences=_split(
@@ -126,9 +128,7 @@ GERMAN = Phrases(
         "bitte öffnen Sie den Mund|Papa, Mama, Baby|der Apfelbaum blüht im Frühling|ich möchte ein Pfund Pflaumen|"
         "wir haben wunderbare Musik gehört|ach, das ist ja furchtbar schön|viele böse Wölfe heulen nachts"
     ),
-    onsets=_split(
-        "b|d|f|g|h|j|k|l|m|n|p|r|s|t|w|z|sch|pf|br|bl|kl|kn|fr|gr|schw|st|sp|tr|pr|zw|qu|v|m|b|p|f|"
-    ),
+    onsets=_split("b|d|f|g|h|j|k|l|m|n|p|r|s|t|w|z|sch|pf|br|bl|kl|kn|fr|gr|schw|st|sp|tr|pr|zw|qu|v|m|b|p|f|"),
     nuclei=_split("a|e|i|o|u|ä|ö|ü|ei|au|eu|ie|ah|oh|uh|äu|aa|öh|üh|eh"),
     codas=_split("|||n|m|t|l|s|r|ch|ng|nd|st|pf|k|tz|f|p|en|er|el|mpf|cht"),
 )
@@ -202,7 +202,8 @@ FRENCH = Phrases(
         "en {number}, {name} vivait {place}|{subject} {verb} {object}, mais {name} ne le sait pas"
     ),
     questions=_split(
-        "où est {name}|pourquoi {subject} {verb} {object}|qui {verb} {object} {place}|combien font {number} plus {number}|"
+        "où est {name}|pourquoi {subject} {verb} {object}|qui {verb} {object} {place}|"
+        "combien font {number} plus {number}|"
         "pouvez-vous apporter {object}, s'il vous plaît"
     ),
     sentences=_split(
@@ -221,7 +222,9 @@ PORTUGUESE = Phrases(
         "minha mãe|o velho pescador|nosso vizinho|uma jovem mulher|o padeiro|ninguém|a rainha|meu irmão|o professor|"
         "um grande pintor|a família|o menino|cada visitante"
     ),
-    verbs=_split("comprou|procura|esquece|olha|trouxe|quer|encontrou|pinta|quebrou|vende|abre|prefere|leva|escuta|guarda"),
+    verbs=_split(
+        "comprou|procura|esquece|olha|trouxe|quer|encontrou|pinta|quebrou|vende|abre|prefere|leva|escuta|guarda"
+    ),
     objects=_split(
         "um belo vestido azul|o pão quente|a chave da porta|cinco laranjas|um livro velho|a montanha|o queijo fresco|"
         "uma xícara de café|os sapatos novos|o violão|um guarda-chuva|o pequeno barco|a verdade|muitas flores|o feijão"
@@ -236,7 +239,9 @@ PORTUGUESE = Phrases(
         "{time}, {subject} {verb} {object}|{subject} {verb} {object} {place}|{name} {verb} {object} {time}|"
         "{number} pessoas esperam {place}|acho que {subject} {verb} {object}|{name} e {name} moram {place}"
     ),
-    questions=_split("onde está {name}|por que {subject} {verb} {object}|quem {verb} {object} {place}|você pode trazer {object}"),
+    questions=_split(
+        "onde está {name}|por que {subject} {verb} {object}|quem {verb} {object} {place}|você pode trazer {object}"
+    ),
     sentences=_split(
         "bom dia a todos e bem-vindos ao nosso programa|muito obrigado e até logo|mamãe, papai, bebê|"
         "hoje vamos falar sobre música, memória e tecnologia|o menino brinca com a bola vermelha no jardim|"
@@ -252,7 +257,9 @@ ITALIAN = Phrases(
         "mio fratello|la nonna|il capitano|una giovane donna|il vecchio pescatore|nessuno|la maestra|il nostro vicino|"
         "il bambino|tutta la famiglia|la regina|un famoso pittore|lo zio"
     ),
-    verbs=_split("ha comprato|cerca|dimentica|guarda|porta|vuole|ha trovato|dipinge|rompe|vende|apre|preferisce|ascolta"),
+    verbs=_split(
+        "ha comprato|cerca|dimentica|guarda|porta|vuole|ha trovato|dipinge|rompe|vende|apre|preferisce|ascolta"
+    ),
     objects=_split(
         "una bella bicicletta blu|il pane caldo|la chiave della porta|cinque arance|un vecchio libro|la montagna|"
         "il formaggio|una tazza di caffè|le scarpe nuove|la chitarra|un ombrello giallo|la verità|gli gnocchi|"
@@ -268,10 +275,13 @@ ITALIAN = Phrases(
         "{time} {subject} {verb} {object}|{subject} {verb} {object} {place}|{name} {verb} {object} {time}|"
         "{number} persone aspettano {place}|credo che {subject} {verb} {object}|{name} e {name} vivono {place}"
     ),
-    questions=_split("dove è {name}|perché {subject} {verb} {object}|chi {verb} {object} {place}|puoi portare {object}"),
+    questions=_split(
+        "dove è {name}|perché {subject} {verb} {object}|chi {verb} {object} {place}|puoi portare {object}"
+    ),
     sentences=_split(
         "buongiorno a tutti e benvenuti al nostro programma|grazie mille e arrivederci|mamma, papà, bimbo|"
-        "oggi parliamo di musica, memoria e montagne|il bambino mangia una mela rossa|puoi aprire la finestra, per favore|"
+        "oggi parliamo di musica, memoria e montagne|il bambino mangia una mela rossa|"
+        "puoi aprire la finestra, per favore|"
         "che bella giornata di sole"
     ),
     onsets=_split("b|c|d|f|g|l|m|n|p|r|s|t|v|ch|gl|gn|br|bl|cr|tr|pl|pr|fr|gr|z|qu|sc|gi|ci|mm|pp|bb|tt|"),
@@ -294,7 +304,9 @@ MANDARIN = Phrases(
         "{number}个人{place}等着|我觉得{subject}{verb}{object}|{name}和{name}{place}见面|"
         "{subject}{verb}{object}，可是{name}不知道|在{number}年，{name}{place}工作"
     ),
-    questions=_split("{name}在哪里|为什么{subject}{verb}{object}|谁{place}{verb}{object}|你要不要{object}|{subject}{time}来吗"),
+    questions=_split(
+        "{name}在哪里|为什么{subject}{verb}{object}|谁{place}{verb}{object}|你要不要{object}|{subject}{time}来吗"
+    ),
     sentences=_split(
         "大家好，欢迎收看我们的节目|谢谢观看，再见|今天天气非常好，我们一起去散步吧|请把嘴巴张开|"
         "爸爸妈妈都很高兴|我不知道明天会不会下雨|学习中文和音乐很有意思|月亮又圆又亮|别怕，慢慢说|乌龟跑不过兔子"
@@ -335,7 +347,9 @@ JAPANESE = Phrases(
     times=_split(
         "きのう|まいあさ|もくようびに|あめの まえに|ごはんの あとで|きょねん|いま|よなかに|あした|ときどき|らいしゅう"
     ),
-    names=_split("たなかさん|ゆみこさん|ひろし|まりこ|けんた|すずきさん|やまもとさん|はるか|しょうへい|みほ|ボブ|アンナ"),
+    names=_split(
+        "たなかさん|ゆみこさん|ひろし|まりこ|けんた|すずきさん|やまもとさん|はるか|しょうへい|みほ|ボブ|アンナ"
+    ),
     patterns=_split(
         "{time} {subject} {object} {verb}|{subject} {place} {object} {verb}|{name}は {time} {object} {verb}|"
         "{name}と {name}は {place} あいました|{subject} {object} {verb}、でも {name}は しりません|"
@@ -351,10 +365,11 @@ JAPANESE = Phrases(
         "くちを おおきく あけて ください|まま、ぱぱ、ばぶ|つきが あかるく ひかって います|"
         "ひゃくまんにんの びっくり ショー|ファッションと カフェと フィルム|ゆっくり はなして ください"
     ),
-    onsets=tuple(
-        "か き く け こ さ し す せ そ た ち つ て と な に ぬ ね の は ひ ふ へ ほ ま み む め も や ゆ よ ら り る れ ろ "
-        "わ が ぎ ぐ げ ご ざ じ ず ぜ ぞ だ で ど ば び ぶ べ ぼ ぱ ぴ ぷ ぺ ぽ きゃ しゅ しょ ちゃ ちょ にゃ ひょ みょ "
-        "りゅ りょ ぎゃ じゅ じょ びゃ ぴょ ふぁ ふぃ あ い う え お ま み む め も ば ぱ ふ".split()
+    onsets=_split(
+        "か|き|く|け|こ|さ|し|す|せ|そ|た|ち|つ|て|と|な|に|ぬ|ね|の|は|ひ|ふ|へ|ほ|ま|み|む|"
+        "め|も|や|ゆ|よ|ら|り|る|れ|ろ|わ|が|ぎ|ぐ|げ|ご|ざ|じ|ず|ぜ|ぞ|だ|で|ど|ば|び|ぶ|べ|"
+        "ぼ|ぱ|ぴ|ぷ|ぺ|ぽ|きゃ|しゅ|しょ|ちゃ|ちょ|にゃ|ひょ|みょ|りゅ|りょ|ぎゃ|じゅ|じょ|びゃ|"
+        "ぴょ|ふぁ|ふぃ|あ|い|う|え|お|ま|み|む|め|も|ば|ぱ|ふ"
     ),
     nuclei=("",),
     codas=("", "", "", "", "", "ん", "っか", "う", "い", "っぱ"),
@@ -364,6 +379,12 @@ JAPANESE = Phrases(
 )
 
 PHRASES: dict[str, Phrases] = {
-    "en": ENGLISH, "cmn": MANDARIN, "ja": JAPANESE, "de": GERMAN, "es": SPANISH, "fr": FRENCH, "pt": PORTUGUESE,
+    "en": ENGLISH,
+    "cmn": MANDARIN,
+    "ja": JAPANESE,
+    "de": GERMAN,
+    "es": SPANISH,
+    "fr": FRENCH,
+    "pt": PORTUGUESE,
     "it": ITALIAN,
 }

@@ -58,8 +58,9 @@ NUM_MOUTH_CHANNELS = 6  # the first channels, as the speech synthesis gives them
 MOTION_RANGES: dict[str, tuple[float, float]] = {
     "open": (0, 1), "width": (-1, 1), "round": (0, 1), "closed": (0, 1), "teeth": (0, 1), "tongue": (0, 1),
     "jaw": (0, 1), "smile": (-1, 1), "blink": (0, 1), "squint": (-1, 1), "gaze_x": (-1, 1), "gaze_y": (-1, 1),
-    "yaw": (-0.45, 0.45), "pitch": (-0.3, 0.3), "roll": (-0.3, 0.3), "sway_x": (-0.12, 0.12), "sway_y": (-0.08, 0.08),
-    "brow_raise": (-1, 1), "brow_frown": (-1, 1), "zoom": (0.85, 1.3), "pan_x": (-0.15, 0.15), "pan_y": (-0.15, 0.15),
+    "yaw": (-0.36, 0.36), "pitch": (-0.25, 0.25), "roll": (-0.25, 0.25),
+    "sway_x": (-0.12, 0.12), "sway_y": (-0.08, 0.08),
+    "brow_raise": (-1, 1), "brow_frown": (-1, 1), "zoom": (0.85, 1.25), "pan_x": (-0.15, 0.15), "pan_y": (-0.15, 0.15),
 }  # fmt: skip
 
 
@@ -141,6 +142,11 @@ def body_to_screen(x: Tensor, y: Tensor, who: Identities, pose: Pose) -> tuple[T
     screen_x = ((x + 0.35 * pose.sway_x) * who.scale + who.centre_x - pose.pan_x) * pose.zoom
     screen_y = (y * who.scale + who.centre_y - pose.pan_y) * pose.zoom
     return screen_x, screen_y
+
+
+def lower_half(view: View) -> View:
+    """The view below the middle row."""
+    return View(*(plane[:, view.body_y.shape[1] // 2 :] if plane.shape[1] > 1 else plane for plane in view))
 
 
 def look_at_frame(height: int, width: int, who: Identities, pose: Pose) -> View:

@@ -9,7 +9,17 @@ from torch import Tensor
 from wan_s2v.training.identities import BACKGROUNDS, Identities
 from wan_s2v.training.poses import Pose
 from wan_s2v.training.shapes import (
-    bump, fill, glow, length, multiply, paint, rgb, rounded_box, screen, screen_axes, smoothstep,
+    bump,
+    fill,
+    glow,
+    length,
+    multiply,
+    paint,
+    rgb,
+    rounded_box,
+    screen,
+    screen_axes,
+    smoothstep,
 )  # fmt: skip
 
 GRID = 96  # pixels of the shorter side; enlarging it is the depth of field
@@ -22,7 +32,8 @@ def draw_background(height: int, width: int, who: Identities, pose: Pose) -> Ten
     rows, cols = round(height * ratio), round(width * ratio)
     x, y = screen_axes(rows, cols, pose.zoom)
     zoom = 1 + PARALLAX * (pose.zoom - 1)
-    x, y = (x / zoom + PARALLAX * pose.pan_x).expand(-1, rows, -1), (y / zoom + PARALLAX * pose.pan_y).expand(-1, -1, cols)
+    x = (x / zoom + PARALLAX * pose.pan_x).expand(-1, rows, -1)
+    y = (y / zoom + PARALLAX * pose.pan_y).expand(-1, -1, cols)
     image = torch.zeros_like(x)[:, None]
     for index, name in enumerate(BACKGROUNDS):
         image = image + (who.background == index)[:, None] * _PLACES[name](x, y, who)
@@ -47,18 +58,17 @@ def _gradient(x: Tensor, y: Tensor, who: Identities) -> Tensor:
 def _bokeh(x: Tensor, y: Tensor, who: Identities) -> Tensor:
     image = _blend(smoothstep(-1.0, 1.2, y), who.back_2 * 0.45, who.back * 0.35)
     image = screen(image, 0.35 * bump(length(x - who.place_x, y), 0.9), who.back_3)
-    for k in range(14):
-        seed = who.place_phase * 17 + k
-        radius = 0.07 + 0.13 * _hash(seed + 40)
-        disc = length(x - (_hash(seed) * 2.6 - 1.3), y - (_hash(seed + 20) * 1.8 - 1.15)) - radius
-        colour = torch.lerp(who.back_3, who.back, _hash(seed + 60)[:, None])
-        image = screen(image, (0.16 + 0.3 * _hash(seed + 80)) * (glow(disc, 0.010) + 0.5 * bump(disc, 0.02)), colour)
-    return image
+    # All discs at once, in a dimension after the portrait; where discs overlap their light adds up as on a screen.
+    seed = who.place_phase[:, None] * 17 + torch.arange(14, dtype=x.dtype, device=x.device)[:, None, None]
+    distance = length(x[:, None] - (_hash(seed) * 2.6 - 1.3), y[:, None] - (_hash(seed + 20) * 1.8 - 1.15))
+    disc = distance - 0.07 - 0.13 * _hash(seed + 40)
+    light = (0.16 + 0.3 * _hash(seed + 80)) * (glow(disc, 0.010) + 0.5 * bump(disc, 0.02))
+    return screen(image, 1 - (1 - light.clamp(max=1)).prod(1), torch.lerp(who.back_3, who.back, 0.4))
 
 
 def _window(x: Tensor, y: Tensor, who: Identities) -> Tensor:
     image = multiply(_blend(smoothstep(-1, 1, y), who.back, who.back * 0.82), smoothstep(0.1, 0.9, y) * 0.2, who.back_2)
-    side = torch.where(who.place_x > 0, 1.0, -1.0)
+    side = torch.sign(who.place_x)
     wx, wy = x * side - 0.66, y + 0.22
     pane = rounded_box(wx, wy, 0.42, 0.62, 0.03)
     sky = _blend(smoothstep(-0.9, 0.4, y), who.back_3, torch.lerp(who.back_3, who.back_2, 0.35))

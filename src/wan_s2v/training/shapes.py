@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _EPSILON = 1e-6
+Point = tuple[Tensor | float, Tensor | float]
 
 
 def fill(distance: Tensor, px: Tensor) -> Tensor:
@@ -32,13 +33,14 @@ def glow(distance: Tensor, softness: float) -> Tensor:
 
 def bump(x: Tensor, width: Tensor | float) -> Tensor:
     """1 at x = 0, falling to 0.37 at `width`."""
-    return torch.exp(-((x / width) ** 2))
+    x = x / width
+    return torch.exp(-x * x)
 
 
 def smoothstep(low: float, high: float, x: Tensor) -> Tensor:
     """0 below `low`, 1 above `high`, smooth between them; `low` may be the larger one."""
     t = ((x - low) / (high - low)).clamp(0, 1)
-    return t * t * (3 - 2 * t)
+    return t * t * torch.rsub(t, 3.0, alpha=2.0)
 
 
 def smooth_min(a: Tensor, b: Tensor, radius: float) -> Tensor:
@@ -48,15 +50,15 @@ def smooth_min(a: Tensor, b: Tensor, radius: float) -> Tensor:
 
 
 def length(x: Tensor, y: Tensor) -> Tensor:
-    """Distance from the origin, with a finite gradient there."""
-    return torch.sqrt(x * x + y * y + _EPSILON)
+    """Distance from the origin."""
+    return torch.hypot(x, y)
 
 
 def ellipse(x: Tensor, y: Tensor, radius_x: Tensor | float, radius_y: Tensor | float) -> Tensor:
     """Distance to an ellipse; exact on its border, approximate away from it."""
     px, py = x / radius_x, y / radius_y
     k = length(px, py)
-    return k * (k - 1) / length(px / radius_x, py / radius_y)
+    return k * (k - 1) / (length(px / radius_x, py / radius_y) + _EPSILON)
 
 
 def rounded_box(
@@ -67,7 +69,7 @@ def rounded_box(
     return length(dx.clamp(min=0), dy.clamp(min=0)) + torch.maximum(dx, dy).clamp(max=0) - radius
 
 
-def segment(x: Tensor, y: Tensor, start: tuple[Tensor | float, Tensor | float], end: tuple[Tensor | float, Tensor | float]) -> Tensor:
+def segment(x: Tensor, y: Tensor, start: Point, end: Point) -> Tensor:
     """Distance to a line from `start` to `end`."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     t = (((x - start[0]) * dx + (y - start[1]) * dy) / (dx * dx + dy * dy + _EPSILON)).clamp(0, 1)
@@ -97,12 +99,12 @@ def paint(image: Tensor, coverage: Tensor, colour: Tensor) -> Tensor:
 
 def multiply(image: Tensor, amount: Tensor, colour: Tensor) -> Tensor:
     """Shade: multiply the image by `colour` where `amount` is 1."""
-    return image * (1 + amount[:, None] * (colour - 1))
+    return image * torch.lerp(torch.ones_like(colour), colour, amount[:, None])
 
 
 def screen(image: Tensor, amount: Tensor, colour: Tensor) -> Tensor:
     """Light: add `colour` without leaving 0…1."""
-    return image + amount[:, None] * colour * (1 - image)
+    return torch.lerp(image, torch.ones_like(colour), amount[:, None] * colour)
 
 
 def rgb(red: float, green: float, blue: float, like: Tensor) -> Tensor:
@@ -118,12 +120,12 @@ class Window(NamedTuple):
 
     Args:
         x: (N, 1, w) and y: (N, h, 1) positions of the pixel centres in screen units.
-        index: (N, 1, h·w) positions in the flattened frame.
+        indices: (N, 1, h·w) positions in the flattened frame.
     """
 
     x: Tensor
     y: Tensor
-    index: Tensor
+    indices: Tensor
 
 
 def screen_axes(height: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,17 +145,17 @@ def place_window(x: Tensor, y: Tensor, half_width: float, half_height: float, si
     left = (x * (min(size) / 2) + width / 2 - cols / 2).floor().clamp(0, width - cols).long()
     row = top[:, None] + torch.arange(rows, device=x.device)
     col = left[:, None] + torch.arange(cols, device=x.device)
-    index = (row[:, :, None] * width + col[:, None, :]).flatten(1)[:, None]
-    return Window(axis_x[0, 0][col][:, None, :], axis_y[0, :, 0][row][:, :, None], index)
+    indices = (row[:, :, None] * width + col[:, None, :]).flatten(1)[:, None]
+    return Window(axis_x[0, 0][col][:, None, :], axis_y[0, :, 0][row][:, :, None], indices)
 
 
 def cut(image: Tensor, window: Window) -> Tensor:
     """Pixels (N, 3, h, w) of the image inside its windows."""
     size = (window.y.shape[1], window.x.shape[2])
-    return image.flatten(2).gather(2, window.index.expand(-1, 3, -1)).unflatten(2, size)
+    return image.flatten(2).gather(2, window.indices.expand(-1, 3, -1)).unflatten(2, size)
 
 
 def put_back(image: Tensor, window: Window, pixels: Tensor) -> Tensor:
     """The image with its windows replaced by `pixels`."""
-    index = window.index.expand(-1, 3, -1)
+    index = window.indices.expand(-1, 3, -1)
     return image.flatten(2).scatter(2, index, pixels.flatten(2)).unflatten(2, image.shape[2:])

@@ -88,8 +88,12 @@ def _grammar_sentence(phrases: Phrases, generator: Generator) -> str:
         return _pick(phrases.sentences, generator) + phrases.stop
     patterns, mark = (phrases.questions, phrases.question) if kind < 0.32 else (phrases.patterns, phrases.stop)
     slots = {
-        "subject": phrases.subjects, "verb": phrases.verbs, "object": phrases.objects, "place": phrases.places,
-        "time": phrases.times, "name": phrases.names,
+        "subject": phrases.subjects,
+        "verb": phrases.verbs,
+        "object": phrases.objects,
+        "place": phrases.places,
+        "time": phrases.times,
+        "name": phrases.names,
     }
 
     def fill(match: re.Match[str]) -> str:
