@@ -16,8 +16,8 @@ from conftest import MEDIA
 from wan_s2v import video as video_module
 from wan_s2v.errors import AudioError, OutputError, UsageError, VideoError
 from wan_s2v.image import plan_framing
+from wan_s2v.pose_video import PoseVideo
 from wan_s2v.video import (
-    PoseVideo,
     VideoWriter,
     check_output_path,
     read_frames,

@@ -53,3 +53,8 @@ class OutputError(WanS2VError):
 
 class NumericsError(WanS2VError):
     """Latents or pixels became NaN or infinite."""
+
+
+def reason_of(error: BaseException) -> str:
+    """What the system or a library says about a failure, on one line."""
+    return getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__

@@ -21,7 +21,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from wan_s2v.errors import ImageError, UsageError
+from wan_s2v.errors import ImageError, UsageError, reason_of
 
 Fit = Literal["crop", "pad"]
 
@@ -108,12 +108,8 @@ def _prepared(image: Image.Image, name: str, warnings: list[str]) -> LoadedImage
         upright = _upright(_shrink_huge(image, name, warnings), warnings)
         rgb = _to_rgb(upright, name, warnings)
     except _DECODE_ERRORS as error:
-        raise ImageError(f"{name} cannot be decoded ({_reason(error)}). Save it again as png or jpg.") from error
+        raise ImageError(f"{name} cannot be decoded ({reason_of(error)}). Save it again as png or jpg.") from error
     return LoadedImage(rgb, tuple(warnings))
-
-
-def _reason(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _open(path: Path) -> tuple[Image.Image, list[str]]:
@@ -126,7 +122,7 @@ def _open(path: Path) -> tuple[Image.Image, list[str]]:
         if path.stat().st_size == 0:
             raise ImageError(f"{path} is empty. Pass a picture ({_ACCEPTED}).")
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"Image {str(path)[:200]} cannot be opened ({_reason(error)}). Check the path.") from error
+        raise UsageError(f"Image {str(path)[:200]} cannot be opened ({reason_of(error)}). Check the path.") from error
     try:
         with _pixel_limit_lock:
             Image.init()

@@ -14,7 +14,7 @@ from wan_s2v.denoise import Expert, is_high_noise
 from wan_s2v.image import Framing
 from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
 from wan_s2v.plan import GenerationPlan
-from wan_s2v.video import PoseVideo
+from wan_s2v.pose_video import PoseVideo
 
 
 @dataclass

@@ -38,12 +38,13 @@ from wan_s2v.plan import (
     negative_prompt_of,
     plan_generation,
 )
+from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
 from wan_s2v.runtime.cpu import speed_up_on_cpu
 from wan_s2v.runtime.offload import on_device
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
-from wan_s2v.video import PoseVideo, to_uint8
+from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
 from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 

@@ -25,8 +25,8 @@ from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_alig
 from wan_s2v.denoise import SCHEDULERS, Guidance
 from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
+from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import NEGATIVE_PROMPT
-from wan_s2v.video import PoseVideo
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray

@@ -7,7 +7,8 @@ import pytest
 import torch
 from conftest import MEDIA, assert_close, load_golden
 
-from wan_s2v.video import PoseVideo, read_frames, read_video_info
+from wan_s2v.pose_video import PoseVideo
+from wan_s2v.video import read_frames, read_video_info
 
 TENSORS, _ = load_golden("pose_video_sampling")
 POSE = MEDIA / "pose_small.mp4"
