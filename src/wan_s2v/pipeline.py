@@ -213,16 +213,15 @@ class WanS2VPipeline(DiffusionPipeline):
         clock = _Clock()
         job = self._prepare_job(plan, clock)
         interpolator = FrameInterpolator(plan.clips.model_fps, plan.clips.fps, num_frames=plan.clips.num_frames)
+        pixels: Tensor | None = None
         for clip in plan.clips.clips:
-            is_last = clip is plan.clips.clips[-1]
-            latents = self._denoise_clip(job, clip, clock, callback_on_step_end)
-            if output_type == "latent" and is_last:
-                yield S2VClip(clip, latents[0].cpu(), clock.take())
-                return
-            pixels = self._decode_clip(job, clip, latents, clock)
-            if not is_last:
+            if pixels is not None:  # of the clip before, which its receiver already has
                 self._hand_over(job, pixels, clock)
-            if output_type == "latent":
+            latents = self._denoise_clip(job, clip, clock, callback_on_step_end)
+            is_last = clip is plan.clips.clips[-1]
+            if output_type != "latent" or not is_last:
+                pixels = self._decode_clip(job, clip, latents, clock)
+            if output_type == "latent" or pixels is None:
                 yield S2VClip(clip, latents[0].cpu(), clock.take())
                 continue
             with clock("interpolate"):
