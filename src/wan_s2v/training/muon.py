@@ -1,7 +1,6 @@
 """Muon for matrices and convolutions, AdamW for everything else, behind one `step`.
 
-Muon makes every update orthogonal, so that all directions of a weight move equally. On a first trial of the VAE it
-reached 19.95 dB in 176 steps where Adam reached 17.65 dB in 292.
+Muon makes every update orthogonal, so that all directions of a weight move equally.
 """
 
 from __future__ import annotations
