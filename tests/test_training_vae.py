@@ -6,6 +6,7 @@ import pytest
 import torch
 from conftest import assert_close
 
+from wan_s2v.training.loop import Budget
 from wan_s2v.training.muon import MuonWithAdamW, orthogonalise
 from wan_s2v.training.pool import random_babble, render_pool
 from wan_s2v.training.vae import (
@@ -90,7 +91,7 @@ def test_training_lowers_the_error(pool):
     vae = build_vae(SMALL)
     before, _ = evaluate_vae(vae, pool)
     stages = (Stage(0.5, 1, 32, 4), Stage(0.5, 5, 32, 2))
-    train_vae(vae, pool, 600.0, max_steps=60, stages=stages, report=lambda _line: None)
+    train_vae(vae, pool, Budget(600.0, 60), stages=stages, report=lambda _line: None)
     after, made = evaluate_vae(vae, pool)
     assert after["whole"] > before["whole"] + 1
     assert made.shape == (9, 3, 64, 64)

@@ -6,10 +6,11 @@ frames. The last one is needed: a causal VAE that never saw more than 17 frames 
 
 from __future__ import annotations
 
+import itertools
 import math
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import MethodType
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanResample, WanResidualBlock, patchify, unpatchify
 from torch import Tensor
 
-from wan_s2v.training.muon import Average, MuonWithAdamW
+from wan_s2v.training.loop import Budget, Loop
 from wan_s2v.training.pool import Pool
 
 VAE_CONFIG: dict[str, Any] = {
@@ -121,48 +122,36 @@ def reconstruction_loss(made: Tensor, video: Tensor, weights: Tensor) -> Tensor:
 def train_vae(
     vae: AutoencoderKLWan,
     pool: Pool,
-    seconds: float,
+    budget: Budget,
     *,
     stages: tuple[Stage, ...] = STAGES,
     learning_rate: float = 3e-3,
-    max_steps: int | None = None,
     seed: int = 0,
+    checkpoint: Path | None = None,
     report: Callable[[str], None] = print,
-) -> AutoencoderKLWan:
-    """Train for so many seconds, or fewer after `max_steps`; the model returned holds the average of the weights."""
+) -> Loop:
+    """Train in place; afterwards the model holds the average of its weights."""
     generator = torch.Generator().manual_seed(seed)
-    optimizer = MuonWithAdamW(vae, learning_rate, learning_rate / 3)
-    average = Average(vae, 0.998)
-    begin = time.monotonic()
-    end_of_stage = 0.0
-    step = 0
-    for stage in stages:
-        end_of_stage += stage.share
-        losses = torch.compile(_losses) if stage.compile else _losses
-        recent: list[Tensor] = []
-        while (done := _progress(begin, seconds, step, max_steps)) < end_of_stage:
-            warm = min(1.0, (step + 1) / 50)
-            optimizer.set_scale(warm * min(1.0, 1.7 * (1 - done)))
-            video, weights = pool.draw(stage.batch, stage.num_frames, stage.size, generator)
-            with torch.autocast(video.device.type, torch.bfloat16):
-                loss = losses(vae, video, weights)
-            loss.backward()
-            optimizer.step()
-            average.update(vae.parameters())
-            recent.append(loss.detach())
-            step += 1
-            if step % 100 == 0:
-                mean_loss = torch.stack(recent).mean()
-                report(f"{done:.0%}, step {step}, {stage.num_frames} frames: loss {mean_loss:.4f}")
-                recent = []
-    average.copy_to(vae)
-    return vae
-
-
-def _progress(begin: float, seconds: float, step: int, max_steps: int | None) -> float:
-    """Share of the training that is done, 0…1, by the clock or by steps, whichever is further."""
-    by_steps = 0.0 if max_steps is None else step / max_steps
-    return min(1.0, max((time.monotonic() - begin) / seconds, by_steps))
+    loop = Loop(
+        vae,
+        muon_lr=learning_rate,
+        adamw_lr=learning_rate / 3,
+        budget=budget,
+        checkpoint=checkpoint,
+        generators=(generator,),
+        report=report,
+    )
+    ends = list(itertools.accumulate(stage.share for stage in stages))
+    compiled = torch.compile(_losses)
+    for progress in loop:
+        stage = next(stage for stage, end in zip(stages, [*ends[:-1], math.inf], strict=True) if progress < end)
+        losses = compiled if stage.compile else _losses
+        video, weights = pool.draw(stage.batch, stage.num_frames, stage.size, generator)
+        with torch.autocast(video.device.type, torch.bfloat16):
+            loss = losses(vae, video, weights)
+        loop.step(loss)
+    loop.finish()
+    return loop
 
 
 def _losses(vae: AutoencoderKLWan, video: Tensor, weights: Tensor) -> Tensor:
