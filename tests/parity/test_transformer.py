@@ -133,7 +133,7 @@ def test_motion_tokens_and_their_positions_equal_the_official_ones(name):
     golden, metadata = load_golden(name)
     config = json.loads(metadata["config"])
     dim = config["inner_dim"]
-    packer = MotionPacker(16, dim, (1, 2, 2), config["drop_mode"])
+    packer = MotionPacker(16, dim, (1, 2, 2), config["drop_mode"], S2V_14B["motion_buckets"])
     packer.load_state_dict({key[2:]: value for key, value in golden.items() if key.startswith("w.")}, strict=True)
     for key in (key for key in golden if key.endswith(".in")):
         case = key.removesuffix(".in")

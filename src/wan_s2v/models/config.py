@@ -23,4 +23,5 @@ S2V_14B: Final[dict[str, Any]] = {
     "audio_inject_layers": (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39),
     "use_adain": True,
     "motion_drop_mode": "padd",
+    "motion_buckets": (1, 2, 16),
 }

@@ -5,28 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from wan_s2v.models.tokens import MOTION_BUCKETS, Grid, motion_grids
+from wan_s2v.models.tokens import Grid, motion_grids
 
+_PROJECTIONS = ("proj", "proj_2x", "proj_4x")
 KEEP_ALL = 2  # `add_last_motion` of official inference: the newest frames are never hidden
 
 
 class MotionPacker(nn.Module):
-    """Motion latents → tokens at patch x1 (newest latent frame), x2 (two before it) and x4 (sixteen before those).
+    """Motion latents → tokens at patch x1 (the newest), x2 (those before) and x4 (the oldest).
+
+    Args:
+        buckets: latent frames at each patch size, newest first: one to three numbers, (1, 2, 16) in the published model.
 
     Source: Wan-Video/Wan2.2 `wan/modules/s2v/motioner.py` (FramePack variant).
     """
 
-    def __init__(self, in_channels: int, dim: int, patch_size: tuple[int, int, int], drop_mode: str) -> None:
+    def __init__(
+        self, in_channels: int, dim: int, patch_size: tuple[int, int, int], drop_mode: str, buckets: tuple[int, ...]
+    ) -> None:
         super().__init__()
         self.patch = (patch_size[1], patch_size[2])
         self.drop_mode = drop_mode
-        kernels = [tuple(2**level * size for size in patch_size) for level in range(len(MOTION_BUCKETS))]
-        self.proj = nn.Conv3d(in_channels, dim, kernels[0], stride=kernels[0])
-        self.proj_2x = nn.Conv3d(in_channels, dim, kernels[1], stride=kernels[1])
-        self.proj_4x = nn.Conv3d(in_channels, dim, kernels[2], stride=kernels[2])
+        self.buckets = buckets
+        for level, name in enumerate(_PROJECTIONS[: len(buckets)]):
+            kernel = tuple(2**level * size for size in patch_size)
+            self.add_module(name, nn.Conv3d(in_channels, dim, kernel, stride=kernel))
 
     def forward(self, motion_latents: Tensor, add_last_motion: int = KEEP_ALL) -> tuple[Tensor, tuple[Grid, ...]]:
-        """Tokens of the last 19 motion latents and the grids they lie on.
+        """Tokens of the last motion latents, 19 in the published model, and the grids they lie on.
 
         Args:
             motion_latents: (B, C, Fm, h, w); shorter histories are preceded by zeros.
@@ -37,10 +43,11 @@ class MotionPacker(nn.Module):
         buffer = self._history(motion_latents)
         hidden = {2: 0, 1: 1, 0: 2}[min(add_last_motion, KEEP_ALL)]  # levels whose frames are hidden
         if self.drop_mode == "padd" and hidden:
-            buffer[:, :, -sum(MOTION_BUCKETS[:hidden]) :] = 0
-        oldest, middle, newest = buffer.split(MOTION_BUCKETS[::-1], dim=2)
-        grids = motion_grids(motion_latents.shape[-2], motion_latents.shape[-1], self.patch)
-        levels = list(zip((self.proj, self.proj_2x, self.proj_4x), (newest, middle, oldest), grids, strict=True))
+            buffer[:, :, -sum(self.buckets[:hidden]) :] = 0
+        newest_first = buffer.split(self.buckets[::-1], dim=2)[::-1]
+        grids = motion_grids(motion_latents.shape[-2], motion_latents.shape[-1], self.patch, self.buckets)
+        projections = [self.get_submodule(name) for name in _PROJECTIONS[: len(self.buckets)]]
+        levels = list(zip(projections, newest_first, grids, strict=True))
         if self.drop_mode == "drop":
             levels = levels[hidden:]
         tokens = [proj(frames).flatten(2).transpose(1, 2) for proj, frames, _ in levels]
@@ -48,8 +55,9 @@ class MotionPacker(nn.Module):
 
     def _history(self, motion_latents: Tensor) -> Tensor:
         batch, channels, frames, height, width = motion_latents.shape
-        length = sum(MOTION_BUCKETS)
+        length = sum(self.buckets)
         kept = min(frames, length)
-        buffer = motion_latents.new_zeros((batch, channels, length, height, width), dtype=self.proj.weight.dtype)
+        dtype = next(self.parameters()).dtype
+        buffer = motion_latents.new_zeros((batch, channels, length, height, width), dtype=dtype)
         buffer[:, :, length - kept :] = motion_latents[:, :, frames - kept :]
         return buffer

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 REFERENCE_TIME = 30  # time position of the reference image, whatever the clip's length
-MOTION_BUCKETS = (1, 2, 16)  # latent frames packed at patch sizes x1, x2, x4, newest first
 
 
 @dataclass(frozen=True)
@@ -41,11 +40,13 @@ def grid_positions(grid: Grid) -> Tensor:
     return torch.cartesian_prod(*positions).reshape(-1, 3)
 
 
-def motion_grids(latent_height: int, latent_width: int, patch: tuple[int, int]) -> tuple[Grid, ...]:
-    """Grids of the motion tokens, in sequence order: newest frame at patch x1, two frames at x2, sixteen at x4."""
+def motion_grids(
+    latent_height: int, latent_width: int, patch: tuple[int, int], buckets: tuple[int, ...]
+) -> tuple[Grid, ...]:
+    """Grids of the motion tokens, newest first: bucket i holds so many latent frames at patch x 2^i."""
     rows, columns = latent_height // patch[0], latent_width // patch[1]
     grids, end = [], 0
-    for level, frames in enumerate(MOTION_BUCKETS):
+    for level, frames in enumerate(buckets):
         shrink = 2**level
         count = (
             frames // shrink,

@@ -122,6 +122,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         audio_inject_layers: blocks after which audio is injected, ascending.
         use_adain: whether the audio also modulates the injection's queries.
         motion_drop_mode: how hidden motion frames are left out in training, "padd" or "drop".
+        motion_buckets: latent frames of history at patch x1, x2 and x4, newest first; shorter for a shorter memory.
     """
 
     _supports_gradient_checkpointing = False
@@ -148,6 +149,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         audio_inject_layers: tuple[int, ...] = (0, 4, 8, 12, 16, 20, 24, 27, 30, 33, 36, 39),
         use_adain: bool = True,
         motion_drop_mode: str = "padd",
+        motion_buckets: tuple[int, ...] = (1, 2, 16),
     ) -> None:
         super().__init__()
         dim = num_attention_heads * attention_head_dim
@@ -156,7 +158,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         self.patch_embedding = nn.Conv3d(in_channels, dim, self.patch_size, stride=self.patch_size)
         self.pose_embedding = nn.Conv3d(pose_channels, dim, self.patch_size, stride=self.patch_size)
         self.token_type_embedding = nn.Embedding(3, dim)  # noise, reference, motion
-        self.motion_packer = MotionPacker(in_channels, dim, self.patch_size, motion_drop_mode)
+        self.motion_packer = MotionPacker(in_channels, dim, self.patch_size, motion_drop_mode, tuple(motion_buckets))
         self.condition_embedder = ConditionEmbedder(dim, text_dim, freq_dim)
         self.audio_encoder = CausalAudioEncoder(num_audio_layers, audio_dim, dim, num_audio_tokens, use_adain)
         self.audio_injector = AudioInjector(dim, num_attention_heads, len(audio_inject_layers), use_adain, eps)

@@ -99,7 +99,8 @@ class Work:
         """Tokens of one clip."""
         rows, columns = self.height // self.size_multiple, self.width // self.size_multiple
         patch = (config["patch_size"][1], config["patch_size"][2])
-        motion = motion_grids(rows * patch[0], columns * patch[1], patch) if clip[1] else ()
+        buckets = tuple(config["motion_buckets"])
+        motion = motion_grids(rows * patch[0], columns * patch[1], patch, buckets) if clip[1] else ()
         return TokenLayout(clip[0], rows, columns, motion)
 
 

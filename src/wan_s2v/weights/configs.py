@@ -221,11 +221,20 @@ def transformer_config(headers: Headers, stated: Mapping[str, Any], where: str) 
         "eps": float(stated.get("eps", S2V_14B["eps"])),
         "audio_inject_layers": _inject_layers(headers, stated, sizes["num_layers"], where),
         "motion_drop_mode": str(stated.get("framepack_drop_mode", S2V_14B["motion_drop_mode"])),
+        "motion_buckets": S2V_14B["motion_buckets"],
     }
 
 
 def official_transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The official config.json of a transformer with this (our) config."""
+    """The official config.json of a transformer with this (our) config.
+
+    Raises: CheckpointError for what the official code cannot express.
+    """
+    if tuple(config["motion_buckets"]) != S2V_14B["motion_buckets"]:
+        raise CheckpointError(
+            f"This transformer remembers {sum(config['motion_buckets'])} latent frames; the official layout has no"
+            " setting for that. Keep it in the diffusers layout."
+        )
     heads = config["num_attention_heads"]
     stated = {official: config[ours] for official, ours in _OFFICIAL_KEYS.items() if official not in _UNSTATED}
     stated["audio_inject_layers"] = list(stated["audio_inject_layers"])
