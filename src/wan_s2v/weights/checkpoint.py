@@ -72,7 +72,9 @@ class ModelFiles:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which most of the bytes are stored."""
+        """The dtype in which most of the bytes are stored; bfloat16 where any are int8, which is no more precise."""
+        if any(stored.scale for stored in self.tensors.values()):
+            return torch.bfloat16
         sizes: Counter[str] = Counter()
         for stored in self.tensors.values():
             sizes[stored.dtype] += stored.num_bytes
@@ -212,9 +214,21 @@ def _transformer(name: str, place: Path, headers: Mapping[str, StoredTensor]) ->
     else:
         stated, where = read_json(place / "config.json"), str(place / "config.json")
     if "casual_audio_encoder.weights" not in headers:
-        return _checked(name, {**S2V_14B, **_keywords(stated, S2V_14B)}, headers, {}, str(place))
+        config = {**S2V_14B, **_keywords(stated, S2V_14B)}
+        _require_buckets(config["motion_buckets"], where)
+        return _checked(name, config, headers, {}, str(place))
     config = transformer_config(headers, stated, where)
     return _checked(name, config, headers, transformer_names(config), str(place))
+
+
+def _require_buckets(buckets: Any, where: str) -> None:
+    """Raises: CheckpointError unless every patch size has at least one patch's worth of frames."""
+    known = isinstance(buckets, tuple) and 1 <= len(buckets) <= 3
+    if not known or not all(isinstance(frames, int) and frames >= 2**level for level, frames in enumerate(buckets)):
+        raise CheckpointError(
+            f"{where}: motion_buckets={buckets!r} is not accepted. State one to three numbers of latent frames that are"
+            " at least 1, 2 and 4, such as [1, 2, 16]."
+        )
 
 
 def _stated_in_file(file: Path) -> dict[str, Any]:

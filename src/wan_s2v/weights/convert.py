@@ -25,6 +25,7 @@ from wan_s2v.weights.configs import official_transformer_config, vae_config
 from wan_s2v.weights.files import StoredTensor, iterate_tensors
 from wan_s2v.weights.names import inverse, rename, text_encoder_names, transformer_names, vae_names
 from wan_s2v.weights.places import SPEECH_FOLDER, TEXT_ENCODER_FILE, TOKENIZER_FOLDER, VAE_FILES
+from wan_s2v.weights.shards import plan_shards, shard_file, write_index
 
 Progress = Callable[[str, int, int], None]  # component, bytes done, bytes in all
 
@@ -52,6 +53,8 @@ def convert(
     progress: Progress | None = None,
 ) -> Path:
     """Write a checkpoint as an official or a diffusers folder; no value changes unless `torch_dtype` asks for it.
+
+    Weights stored as int8 with a scale per row are written in full: float32 holds each of their values.
 
     Args:
         source: as for `find_checkpoint`, or its result (for a single file with its components elsewhere).
@@ -99,20 +102,19 @@ class _Writer:
     def safetensors(self, model: ModelFiles, folder: Path, stem: str, names: Mapping[str, str]) -> None:
         """`stem*.safetensors` in a folder, with an index if there are several; `names` maps ours to those written."""
         folder.mkdir(parents=True, exist_ok=True)
-        shards = list(self._shards(model))
+        sizes = {name: _written_bytes(stored, self._dtype(model)) for name, stored in model.tensors.items()}
+        shards = list(plan_shards(sizes, self.max_shard_bytes))
         weight_map: dict[str, str] = {}
         done = total = 0
         for number, shard in enumerate(shards, start=1):
-            one = len(shards) == 1
-            file = f"{stem}.safetensors" if one else f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+            file = shard_file(stem, number, len(shards))
             tensors = dict(self._tensors(model, shard, names, done))
             save_file(tensors, folder / file, metadata={"format": "pt"})
             weight_map |= dict.fromkeys(tensors, file)
             total += sum(tensor.nbytes for tensor in tensors.values())
             done += sum(model.tensors[name].num_bytes for name in shard)
         if len(shards) > 1:
-            index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
-            _write_json(folder / f"{stem}.safetensors.index.json", index)
+            write_index(folder, stem, weight_map, total)
 
     def pickle(self, model: ModelFiles, file: Path, names: Mapping[str, str]) -> None:
         """A plain state dict, as the official VAE and text encoder are published."""
@@ -129,19 +131,6 @@ class _Writer:
             done += item.num_bytes
             if self.progress:
                 self.progress(model.name, done, model.total_bytes)
-
-    def _shards(self, model: ModelFiles) -> Iterator[list[str]]:
-        """Our names in groups whose written size stays under the limit; a larger tensor stands alone."""
-        shard: list[str] = []
-        size = 0
-        for name, stored in model.tensors.items():
-            num_bytes = _written_bytes(stored, self._dtype(model))
-            if shard and size + num_bytes > self.max_shard_bytes:
-                yield shard
-                shard, size = [], 0
-            shard.append(name)
-            size += num_bytes
-        yield shard
 
     def _dtype(self, model: ModelFiles) -> torch.dtype | None:
         return self.transformer_dtype if model.name in _TRANSFORMERS else None
@@ -167,7 +156,7 @@ def _write_official(checkpoint: Checkpoint, folder: Path, writer: _Writer) -> No
         writer.pickle(text, folder / TEXT_ENCODER_FILE, inverse(text_encoder_names(text.config)))
     _copy(_small_files(checkpoint.tokenizer), folder / TOKENIZER_FOLDER)
     _copy(_small_files(checkpoint.audio_processor), folder / SPEECH_FOLDER)
-    _copy(_speech_files(checkpoint), folder / SPEECH_FOLDER)  # last: both have a config.json, this is the model's
+    _write_speech(checkpoint, folder / SPEECH_FOLDER, writer)  # last: both have a config.json, this is the model's
 
 
 def _write_diffusers(checkpoint: Checkpoint, folder: Path, writer: _Writer) -> None:
@@ -183,7 +172,7 @@ def _write_diffusers(checkpoint: Checkpoint, folder: Path, writer: _Writer) -> N
         else:
             module.save_config(folder / name)
     _copy(_small_files(checkpoint.tokenizer), folder / "tokenizer")
-    _copy(_speech_files(checkpoint), folder / "audio_encoder")
+    _write_speech(checkpoint, folder / "audio_encoder", writer)
     _copy(_small_files(checkpoint.audio_processor), folder / "audio_processor")
     present = {path.name for path in folder.iterdir()}
     index = {name: list(_CLASSES[name]) if name in present else [None, None] for name in _CLASSES}
@@ -205,10 +194,20 @@ def _official_vae_names(vae: ModelFiles) -> dict[str, str]:
     return names
 
 
-def _speech_files(checkpoint: Checkpoint) -> list[Path]:
-    """The speech encoder's own files, copied as they are: they may hold more than we read, for the official code."""
+def _write_speech(checkpoint: Checkpoint, folder: Path, writer: _Writer) -> None:
+    """The speech encoder's own files, copied as they are: they may hold more than we read, for the official code.
+
+    It could not read int8, which is written as what it stands for.
+    """
     model = checkpoint.models.get("audio_encoder")
-    return [*_small_files(model.files[0].parent), *model.files] if model else []
+    if model is None:
+        return
+    small = _small_files(model.files[0].parent)
+    if any(stored.scale for stored in model.tensors.values()):
+        _copy([path for path in small if not path.name.endswith(".index.json")], folder)
+        writer.safetensors(model, folder, "model", {})
+    else:
+        _copy([*small, *model.files], folder)
 
 
 def _small_files(folder: Path | None) -> list[Path]:
@@ -225,7 +224,9 @@ def _copy(files: list[Path], target: Path) -> None:
 
 
 def _written_bytes(stored: StoredTensor, dtype: torch.dtype | None) -> int:
-    return math.prod(stored.shape) * _ITEM_BYTES[dtype] if dtype else stored.num_bytes
+    if dtype is None and stored.scale is None:
+        return stored.num_bytes
+    return math.prod(stored.shape) * _ITEM_BYTES[dtype or torch.float32]  # int8 is read as float32
 
 
 def _require_space(checkpoint: Checkpoint, folder: Path, dtype: torch.dtype | None) -> None:

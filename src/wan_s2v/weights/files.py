@@ -12,7 +12,7 @@ import re
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,23 +25,29 @@ from wan_s2v.errors import CheckpointError
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+INT8_ROWS = "int8-rows"  # metadata "storage": I8 tensors with one scale per row in `<name>.scale`
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """One tensor of a weight file, by the name it has there; `offset` orders reads along the file."""
+    """One tensor of a weight file, by the name it has there; `offset` orders reads along the file.
+
+    `scale` belongs to a tensor stored as int8: row i (of the first dimension) has the values int8 * scale[i].
+    """
 
     file: Path
     name: str
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    scale: StoredTensor | None = None
 
     @property
     def num_bytes(self) -> int:
-        return math.prod(self.shape) * _BYTES.get(self.dtype, 1)
+        """Bytes in the file, a scale included."""
+        return math.prod(self.shape) * _BYTES.get(self.dtype, 1) + (self.scale.num_bytes if self.scale else 0)
 
 
 @dataclass(frozen=True)
@@ -87,9 +93,10 @@ def find_weight_set(folder: Path, stem: str) -> WeightSet:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """What safetensors or .pth/.bin files hold, by stored name, without reading a tensor.
+    """What safetensors or .pth/.bin files hold, by stored name, without reading a tensor; scales under their tensors.
 
-    Raises: CheckpointError if a file is damaged, incomplete, of another format, or a name occurs twice.
+    Raises: CheckpointError if a file is damaged, incomplete, of another format, a name occurs twice, or the scale of an
+        int8 tensor is missing or does not fit.
     """
     headers: dict[str, StoredTensor] = {}
     for file in files:
@@ -110,7 +117,10 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def iterate_tensors(stored: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, Tensor]]:
-    """Tensors on the CPU in their stored dtype, file by file; each is mapped from the file, not copied into memory."""
+    """Tensors on the CPU in their stored dtype, file by file; each is mapped from the file, not copied into memory.
+
+    Those stored as int8 come with their scales applied, as new float32 tensors.
+    """
     ordered = sorted(stored, key=lambda item: (str(item.file), item.offset))
     for file, group in groupby(ordered, key=lambda item: item.file):
         if _is_pickle(file):
@@ -118,7 +128,15 @@ def iterate_tensors(stored: Iterable[StoredTensor]) -> Iterator[tuple[StoredTens
             yield from ((item, tensors[item.name]) for item in group)
         else:
             with safe_open(file, "pt") as opened:
-                yield from ((item, opened.get_tensor(item.name)) for item in group)
+                yield from ((item, _read_tensor(opened, item)) for item in group)
+
+
+def _read_tensor(opened: Any, stored: StoredTensor) -> Tensor:
+    tensor: Tensor = opened.get_tensor(stored.name)
+    if stored.scale is None:
+        return tensor
+    scale = opened.get_tensor(stored.scale.name).float()
+    return tensor.float().mul_(scale.reshape(scale.shape + (1,) * (tensor.ndim - 1)))
 
 
 def _is_pickle(file: Path) -> bool:
@@ -128,12 +146,35 @@ def _is_pickle(file: Path) -> bool:
 def _read_header(file: Path) -> list[StoredTensor]:
     _reject_other_formats(file)
     if _is_pickle(file):
-        tensors = _load_pickle(file)
         return [
             StoredTensor(file, name, _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), index)
-            for index, (name, tensor) in enumerate(tensors.items())
+            for index, (name, tensor) in enumerate(_load_pickle(file).items())
         ]
-    return _safetensors_header(file)[0]
+    tensors, metadata = _safetensors_header(file)
+    return _with_scales(tensors) if metadata.get("storage") == INT8_ROWS else tensors
+
+
+def _with_scales(tensors: list[StoredTensor]) -> list[StoredTensor]:
+    """The tensors of one file without the scales of int8 tensors, which are put into these."""
+    by_name = {stored.name: stored for stored in tensors}
+    scales = {f"{stored.name}.scale": stored for stored in tensors if stored.dtype == "I8"}
+    for name, stored in scales.items():
+        scale = by_name.get(name)
+        if scale is None:
+            raise CheckpointError(
+                f"{stored.file}: {stored.name} is stored as int8, but its scale {name} is not in the file. Fetch or"
+                " write the file again."
+            )
+        if scale.dtype not in {"F32", "F16"} or not stored.shape or scale.shape != stored.shape[:1]:
+            raise CheckpointError(
+                f"{stored.file}: {name} is {scale.dtype} of shape {scale.shape}; {stored.name}, int8 of shape"
+                f" {stored.shape}, needs F32 or F16 of shape {stored.shape[:1]}. Fetch or write the file again."
+            )
+    return [
+        replace(stored, scale=by_name[f"{stored.name}.scale"]) if stored.dtype == "I8" else stored
+        for stored in tensors
+        if stored.name not in scales
+    ]
 
 
 def _reject_other_formats(file: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from wan_s2v.errors import CheckpointError
-from wan_s2v.weights.files import StoredTensor
+from wan_s2v.weights.files import INT8_ROWS, StoredTensor
 
 S2V_REPOSITORY: Final = "Wan-AI/Wan2.2-S2V-14B"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of Comfy-Org and Kijai single files
@@ -185,15 +185,16 @@ def require_s2v(headers: Mapping[str, StoredTensor], where: str, two_experts: bo
 
 
 def require_plain_dtype(headers: Mapping[str, StoredTensor], where: str) -> None:
-    """Raises: CheckpointError if any tensor is quantized."""
+    """Raises: CheckpointError if any tensor is quantized in another way than int8 with a scale per row."""
     scaled = [n for n in headers if n.endswith(("scale_weight", "weight_scale", "scale_input", "scaled_fp8"))]
-    other = {name: item.dtype for name, item in headers.items() if item.dtype not in {"F32", "F16", "BF16"}}
+    plain = {"F32", "F16", "BF16"}
+    other = {name: item.dtype for name, item in headers.items() if item.dtype not in plain and item.scale is None}
     if scaled or other:
         first = next(iter(other), "") or scaled[0]
         kind = other.get(first, "scaled")
         raise CheckpointError(
-            f"{where} holds quantized weights ({kind}, first: {first}), e.g. fp8, which are not supported yet. Use the"
-            " bf16 or fp16 file."
+            f"{where} holds quantized weights ({kind}, first: {first}), which are not supported: of 8-bit files, those"
+            f" are whose metadata say storage={INT8_ROWS}. Use the bf16 or fp16 file."
         )
 
 
