@@ -20,6 +20,7 @@ RANKS = {
     "evaluation": 6,
     "commands": 7,
     "cli": 8,
+    "__main__": 9,
 }
 STAGE = 2  # audio, image, prompt, video, latents, denoise, …
 

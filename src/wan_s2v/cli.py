@@ -239,6 +239,35 @@ def batch(
 
 
 @app.command()
+def evaluate(
+    videos: Annotated[list[Path], Argument(help="Finished videos.")],
+    image: Annotated[
+        Path | None, _flag("The portrait they show.", _INPUTS, "--image", "-i", default="the first frame")
+    ] = None,
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, _flag("No progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+) -> None:
+    """Measure lip sync, identity, colour drift, sharpness, seams, silence and length of videos.
+
+    Mouths are read on illustrated portraits like those of the embedded model; on photographs they are guessed.
+    """
+    from wan_s2v.commands.evaluate import evaluate_files, print_findings
+
+    progress = _console(stderr=True)
+    findings = evaluate_files(videos, image, lambda line: None if quiet else progress.print(line, soft_wrap=True))
+    errors = [finding.error for finding in findings if finding.error is not None]
+    for error in errors:
+        _print_error(error)
+    if as_json:
+        _print_json({"status": "failed" if errors else "done", "videos": [found.record() for found in findings]})
+    else:
+        print_findings(_console(), findings)
+    if errors:
+        raise typer.Exit(1)
+
+
+@app.command()
 def doctor(
     model: Annotated[str | None, Argument(help="A model whose every file and tensor is checked.")] = None,
     as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
@@ -301,6 +330,40 @@ def _start(version: Annotated[bool, Option("--version", help="Show the version a
     if version:
         print(__version__)
         raise typer.Exit
+
+
+@app.command()
+def train(
+    model: Annotated[str, Argument(help="What to train: tiny, the embedded model.")],
+    stage: Annotated[str, Option(help="Part of the model; an unknown name lists them all.")],
+    folder: Annotated[Path, Option(help="Where all stages leave and find their results.")] = Path("runs/tiny"),
+    minutes: Annotated[float, Option(help="Time to train, without preparing the data.")] = 10.0,
+    steps: Annotated[int | None, Option(help="Stop after so many steps.", show_default="by time")] = None,
+    clips: Annotated[int, Option(help="Made-up people, one clip of each, per process.")] = 1000,
+    hours: Annotated[float, Option(help="Speech for the stage speech.")] = 8.0,
+    workers: Annotated[int, Option(help="Processes that synthesise speech.")] = 1,
+    seed: Annotated[int, Option(help="Same seed, same data.")] = 0,
+    learning_rate: Annotated[float | None, Option(help="Peak learning rate.", show_default="the stage's")] = None,
+    device: Annotated[str, Option(help="auto, cuda or cpu.")] = "auto",
+) -> None:
+    """Train a stage of the embedded model, with torchrun on several GPUs. A second run goes on from the first."""
+    from wan_s2v.commands.train import train as run
+
+    _silence_libraries()
+    record = run(
+        model,
+        stage,
+        folder,
+        minutes=minutes,
+        max_steps=steps,
+        clips=clips,
+        hours=hours,
+        workers=workers,
+        seed=seed,
+        learning_rate=learning_rate,
+        device=device,
+    )
+    _print_json(record)
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -154,8 +154,9 @@ class Loop:
         self._optimizer.load_state(state)
         for index, value in enumerate(self._average.values):
             value.copy_(tensors[f"average.{index}"])
-        for index, generator in enumerate(self._generators):
-            generator.set_state(tensors[f"generator.{index}"])
+        if is_main():  # the others begin their own random numbers anew; the same ones everywhere would be worse
+            for index, generator in enumerate(self._generators):
+                generator.set_state(tensors[f"generator.{index}"])
         self._report(f"resumed at step {self.steps}, after {self._seconds_before:.0f} s")
 
 

@@ -11,7 +11,7 @@ from wan_s2v.training.identities import sample_identities
 from wan_s2v.training.motion import sample_controls, sample_motion
 from wan_s2v.training.portraits import eye_box, mouth_box, render
 
-EYE_WEIGHT, MOUTH_WEIGHT = 2.0, 5.0  # added to 1 in the loss
+EYE_WEIGHT, MOUTH_WEIGHT = 2.0, 8.0  # added to 1 in the loss
 RENDER_BATCH = 192  # frames drawn at once: about 3 GB at 256 pixels (16 MiB a frame)
 
 

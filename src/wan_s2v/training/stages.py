@@ -1,0 +1,365 @@
+"""The stages in which the embedded model is made. Each reads what those before it left in one folder and adds to it.
+
+A stage that finds its own result there goes on training it. Its record, `<stage>.json`, says on what, for how long and
+with which outcome.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from diffusers import AutoencoderKLWan
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer, UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
+
+from wan_s2v.errors import CheckpointError
+from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.pipeline import WanS2VPipeline
+from wan_s2v.training.corpus import generate_corpus
+from wan_s2v.training.distillation import distil
+from wan_s2v.training.examples import MOTION_FRAMES, Encoders, Examples, make_examples
+from wan_s2v.training.loop import Budget, Loop, is_main
+from wan_s2v.training.pack import write_small_checkpoint
+from wan_s2v.training.pool import render_pool
+from wan_s2v.training.speech_encoder import SpeechReader, evaluate_speech_encoder, train_speech_encoder
+from wan_s2v.training.texts import Split
+from wan_s2v.training.transformer import (
+    FLOW_SHIFT,
+    TRANSFORMER_CONFIG,
+    boundary_ratio,
+    build_transformer,
+    measure_loss,
+    train_transformer,
+)
+from wan_s2v.training.vae import Stage, build_vae, evaluate_vae, measure_latents, process_whole_sequences, train_vae
+
+SIZE = 256  # side of the frames
+NUM_STEPS = 8
+CLIP_SECONDS = 8.0
+HELD_OUT_SEED = 987654
+SHARD_SIZE = "14MB"
+SAMPLING_DEFAULTS: dict[str, Any] = {
+    "motion_frames": MOTION_FRAMES,
+    "max_area": SIZE * SIZE,
+    "num_inference_steps": NUM_STEPS,
+    "guidance_scale": 1.0,
+    "flow_shift": FLOW_SHIFT,
+    "scheduler": "euler",
+}
+LONG_CLIPS = (Stage(0.1, 5, 128, 48), Stage(0.15, 17, 192, 10), Stage(0.75, 81, 256, 4, compile=True))
+MEASURED_SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 0.9, 0.925, 0.95, 0.975, 0.995)
+
+
+@dataclass(frozen=True)
+class Run:
+    """One stage's circumstances.
+
+    Args:
+        folder: results of all stages.
+        clips: people rendered, one clip of each; also utterances of about 8 s, per process.
+        hours: of speech for the speech encoder.
+        workers: processes that synthesise speech.
+        learning_rate: the stage's own if None.
+    """
+
+    folder: Path
+    device: torch.device
+    budget: Budget
+    seed: int = 0
+    clips: int = 1000
+    hours: float = 8.0
+    workers: int = 1
+    learning_rate: float | None = None
+    report: Callable[[str], None] = print
+
+    @property
+    def rank_seed(self) -> int:
+        """Differs between processes that train together."""
+        return self.seed + 1000 * (dist.get_rank() if dist.is_initialized() else 0)
+
+    def checkpoint(self, stage: str) -> Path:
+        return self.folder / f"{stage}.checkpoint.safetensors"
+
+    def rate(self, default: float) -> float:
+        return default if self.learning_rate is None else self.learning_rate
+
+
+def vae(run: Run) -> dict[str, Any]:
+    """Train the VAE on clips of made-up people."""
+    pool = render_pool(run.clips, 85, SIZE, 1000 + run.rank_seed, run.device)
+    continues = (run.folder / "vae").is_dir()
+    with run.device:
+        model = load_vae(run.folder, run.device) if continues else build_vae()
+    options = {"stages": LONG_CLIPS} if continues else {}
+    rate = run.rate(1e-3 if continues else 3e-3)
+    checkpoint = run.checkpoint("vae")
+    loop = train_vae(
+        model,
+        pool,
+        run.budget,
+        learning_rate=rate,
+        seed=run.rank_seed,
+        checkpoint=checkpoint,
+        report=run.report,
+        **options,
+    )
+    measure_latents(model, pool)
+    if is_main():
+        _save(model, run.folder / "vae")
+    figures, _ = evaluate_vae(model, render_pool(8, 81, SIZE, HELD_OUT_SEED, run.device))
+    return _record(loop, run, figures=figures)
+
+
+def speech(run: Run) -> dict[str, Any]:
+    """Train the speech encoder on synthetic speech."""
+    corpus = generate_corpus(60 * run.hours, "train", run.rank_seed, run.workers)
+    held_out = generate_corpus(max(2.0, min(45.0, 5 * run.hours)), "held-out", HELD_OUT_SEED, run.workers)
+    torch.manual_seed(run.seed)
+    reader = SpeechReader()
+    heads = run.folder / "speech_heads.safetensors"
+    if heads.is_file():
+        reader.encoder.load_state_dict(load_speech(run.folder, torch.device("cpu")).state_dict())
+        reader.load_state_dict(load_file(heads), strict=False)
+    reader.to(run.device)
+    loop = train_speech_encoder(
+        reader,
+        corpus,
+        run.budget,
+        learning_rate=run.rate(3e-3),
+        seed=run.rank_seed,
+        checkpoint=run.checkpoint("speech"),
+        report=run.report,
+        compile=run.device.type == "cuda",
+    )
+    reader.bfloat16().float()  # as it will be stored
+    if is_main():
+        _save(reader.encoder, run.folder / "audio_encoder")
+        others = {k: v.cpu().contiguous() for k, v in reader.state_dict().items() if not k.startswith("encoder.")}
+        save_file(others, heads)
+    return _record(loop, run, figures=evaluate_speech_encoder(reader, held_out))
+
+
+def transformer(run: Run) -> dict[str, Any]:
+    """Train one transformer for all noise levels: the trunk of both experts."""
+    examples = prepare_examples(run)
+    held_out = prepare_examples(run, held_out=True)
+    return _train(run, examples, held_out, "transformer_trunk", "transformer_trunk", (0.0, 1.0), 1e-3)
+
+
+def high_noise(run: Run) -> dict[str, Any]:
+    """Train the trunk on as the expert for the noisy part."""
+    return _expert(run, "transformer_high", (boundary_ratio(), 1.0))
+
+
+def low_noise(run: Run) -> dict[str, Any]:
+    """Train the trunk on as the expert for the rest."""
+    return _expert(run, "transformer_low", (0.0, boundary_ratio()))
+
+
+def baseline(run: Run) -> dict[str, Any]:
+    """Train the trunk on for all noise levels, to compare the experts with."""
+    return _expert(run, "transformer_baseline", (0.0, 1.0))
+
+
+def distil_high(run: Run) -> dict[str, Any]:
+    """Teach the high-noise expert to need few steps and no guidance."""
+    return _distil(run, "transformer", (boundary_ratio(), 1.0))
+
+
+def distil_low(run: Run) -> dict[str, Any]:
+    """Teach the low-noise expert to need few steps and no guidance."""
+    return _distil(run, "transformer_2", (0.0, boundary_ratio()))
+
+
+def pack(run: Run) -> dict[str, Any]:
+    """Write the whole model as it ships, into the subfolder `tiny`."""
+    total = write_small_checkpoint(assemble(run.folder), run.folder / "tiny", report=run.report)
+    return {"bytes": total}
+
+
+STAGES: Mapping[str, Callable[[Run], dict[str, Any]]] = {
+    "vae": vae,
+    "speech": speech,
+    "transformer": transformer,
+    "high-noise": high_noise,
+    "low-noise": low_noise,
+    "baseline": baseline,
+    "distil-high": distil_high,
+    "distil-low": distil_low,
+    "pack": pack,
+}
+
+
+def run_stage(name: str, run: Run) -> dict[str, Any]:
+    """Do one stage and write its record."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = {"stage": name, **STAGES[name](run)}
+    if is_main():
+        (run.folder / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def prepare_examples(run: Run, *, held_out: bool = False) -> Examples:
+    """Examples from this seed, made once per process and kept in the folder for the stages that follow."""
+    seed = HELD_OUT_SEED if held_out else run.rank_seed
+    count = max(4, min(64, run.clips // 8)) if held_out else run.clips
+    path = run.folder / f"examples-{seed}-{count}.safetensors"
+    if path.is_file():
+        return Examples(**load_file(path, device=str(run.device)))
+    split: Split = "held-out" if held_out else "train"
+    corpus = generate_corpus(count * CLIP_SECONDS / 60, split, seed, run.workers, CLIP_SECONDS)
+    examples = make_examples(corpus, load_encoders(run.folder, run.device), size=SIZE, seed=seed)
+    run.report(f"{len(examples)} examples ({split}) made")
+    if not held_out or is_main():
+        save_file(examples.tensors(), path)
+    return examples
+
+
+def load_encoders(folder: Path, device: torch.device) -> Encoders:
+    """The trained VAE, speech encoder and text encoder."""
+    text = UMT5EncoderModel.from_pretrained(_existing(folder, "text_encoder", "text")).to(device).float().eval()
+    return Encoders(
+        load_vae(folder, device).eval(),
+        load_speech(folder, device).eval(),
+        AutoTokenizer.from_pretrained(_existing(folder, "tokenizer", "text")),
+        text,
+        TRANSFORMER_CONFIG["text_len"],
+    )
+
+
+def load_vae(folder: Path, device: torch.device) -> AutoencoderKLWan:
+    model = AutoencoderKLWan.from_pretrained(_existing(folder, "vae", "vae"))
+    process_whole_sequences(model)
+    return model.to(device).float()
+
+
+def load_speech(folder: Path, device: torch.device) -> Wav2Vec2Model:
+    return Wav2Vec2Model.from_pretrained(_existing(folder, "audio_encoder", "speech")).to(device).float()
+
+
+def load_transformer(folder: Path, name: str, device: torch.device) -> WanS2VTransformer:
+    model = WanS2VTransformer.from_pretrained(_existing(folder, name, "transformer"), torch_dtype=torch.float32)
+    return model.to(device)
+
+
+def assemble(folder: Path, high: str = "transformer", low: str = "transformer_2") -> WanS2VPipeline:
+    """The pipeline of the parts in a folder, on the CPU."""
+    cpu = torch.device("cpu")
+    encoders = load_encoders(folder, cpu)
+    return WanS2VPipeline(
+        transformer=load_transformer(folder, high, cpu).eval(),
+        transformer_2=load_transformer(folder, low, cpu).eval(),
+        boundary_ratio=boundary_ratio(),
+        vae=encoders.vae,
+        audio_encoder=encoders.speech,
+        audio_processor=Wav2Vec2FeatureExtractor(do_normalize=True),
+        text_encoder=encoders.text,
+        tokenizer=encoders.tokenizer,
+        sampling_defaults=SAMPLING_DEFAULTS,
+    )
+
+
+def start_processes(device: str) -> torch.device:
+    """This process's device; joins the others where `torchrun` started several."""
+    if "LOCAL_RANK" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return torch.device(device)
+    place = torch.device(device, int(os.environ["LOCAL_RANK"])) if device == "cuda" else torch.device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    return place
+
+
+def _expert(run: Run, name: str, noise_range: tuple[float, float]) -> dict[str, Any]:
+    held_out = prepare_examples(run, held_out=True)
+    return _train(run, prepare_examples(run), held_out, name, "transformer_trunk", noise_range, 5e-4)
+
+
+def _train(
+    run: Run,
+    examples: Examples,
+    held_out: Examples,
+    name: str,
+    start: str,
+    noise_range: tuple[float, float],
+    learning_rate: float,
+) -> dict[str, Any]:
+    """Train the transformer `name`, from itself or from `start` where it is new."""
+    source = name if (run.folder / name).is_dir() else start
+    exists = (run.folder / source).is_dir()
+    model = load_transformer(run.folder, source, run.device) if exists else build_transformer().to(run.device)
+    dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
+    model.to(dtype)
+    loop = train_transformer(
+        model,
+        examples,
+        run.budget,
+        noise_range=noise_range,
+        learning_rate=run.rate(learning_rate),
+        seed=run.rank_seed,
+        checkpoint=run.checkpoint(name),
+        report=run.report,
+    )
+    if is_main():
+        _save(model, run.folder / name)
+    low, high = noise_range
+    sigmas = tuple(sigma for sigma in MEASURED_SIGMAS if low <= sigma <= high)
+    losses = measure_loss(lambda _sigma: model, held_out, sigmas)
+    return _record(loop, run, held_out=dict(zip(map(str, sigmas), losses, strict=True)))
+
+
+def _distil(run: Run, name: str, noise_range: tuple[float, float]) -> dict[str, Any]:
+    examples = prepare_examples(run)
+    dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
+    high, low = (load_transformer(run.folder, f"transformer_{k}", run.device).to(dtype) for k in ("high", "low"))
+    start = name if (run.folder / name).is_dir() else {"transformer": "transformer_high"}.get(name, "transformer_low")
+    student = load_transformer(run.folder, start, run.device).to(dtype)
+    loop = distil(
+        student,
+        lambda sigma: high if sigma >= boundary_ratio() else low,
+        examples,
+        run.budget,
+        noise_range=noise_range,
+        num_steps=NUM_STEPS,
+        learning_rate=run.rate(3e-4),
+        seed=run.rank_seed,
+        checkpoint=run.checkpoint(name),
+        report=run.report,
+    )
+    if is_main():
+        _save(student, run.folder / name)
+    return _record(loop, run)
+
+
+def _record(loop: Loop, run: Run, **outcome: Any) -> dict[str, Any]:
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    return {
+        "seed": run.seed,
+        "processes": processes,
+        "clips": run.clips,
+        "hours": run.hours,
+        "steps": loop.steps,
+        "seconds": round(loop.seconds, 1),
+        "losses": [round(loss, 5) for loss in loop.losses],
+        **outcome,
+    }
+
+
+def _save(model: Any, folder: Path) -> None:
+    """In bfloat16, in files that travel easily; the model itself stays as it is."""
+    stored = type(model).from_config(model.config) if hasattr(model, "from_config") else type(model)(model.config)
+    stored.load_state_dict(model.state_dict())
+    stored.bfloat16().save_pretrained(folder, max_shard_size=SHARD_SIZE)
+
+
+def _existing(folder: Path, name: str, stage: str) -> Path:
+    if not (folder / name).is_dir():
+        raise CheckpointError(f"{folder} has no {name}. Run the stage {stage!r} first.")
+    return folder / name
