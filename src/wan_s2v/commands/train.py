@@ -46,6 +46,7 @@ def train(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     place = start_processes(device)
     torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
     begin = time.monotonic()
 
     def report(line: str) -> None:

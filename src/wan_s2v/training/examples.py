@@ -92,6 +92,15 @@ class Examples:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
+def join_examples(parts: list[Examples]) -> Examples:
+    """All clips of several sets that were made with the same encoders."""
+    fixed = ("empty", "negative")
+    tensors = {
+        name: torch.cat([part.tensors()[name] for part in parts]) for name in parts[0].tensors() if name not in fixed
+    }
+    return Examples(**tensors, empty=parts[0].empty, negative=parts[0].negative)
+
+
 @torch.no_grad()
 def make_examples(corpus: Corpus, encoders: Encoders, *, size: int = 256, seed: int = 0) -> Examples:
     """One example for every utterance of a corpus, each with another person, on the VAE's device.

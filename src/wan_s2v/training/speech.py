@@ -203,6 +203,9 @@ class _Event(ctypes.Structure):
     )
 
 
+# espeak-ng 1.52 crashes where the low voice's wide pitch range takes a tone of Mandarin below zero.
+_CRASHING = {"cmn": frozenset({"rob"})}
+
 # The handle of this process, if one is open.
 _opened: list[ctypes.CDLL] = []
 
@@ -254,7 +257,9 @@ class Synthesizer:
         """
         if language not in ACCENTS:
             raise UsageError(f"No voices for language {language!r}. Languages: {', '.join(ACCENTS)}.")
-        variants = [variant for variant in (*TRAIN_VOICES, *HELD_OUT_VOICES) if variant in self._variants()]
+        everyone = (*TRAIN_VOICES, *HELD_OUT_VOICES)
+        spoken = self._variants() - _CRASHING.get(language, frozenset())
+        variants = [variant for variant in everyone if variant in spoken]
         return [Voice(language, accent, variant) for accent in ACCENTS[language] for variant in variants]
 
     def synthesize(

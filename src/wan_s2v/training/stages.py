@@ -24,7 +24,7 @@ from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.training.corpus import generate_corpus
 from wan_s2v.training.distillation import distil
-from wan_s2v.training.examples import MOTION_FRAMES, Encoders, Examples, make_examples
+from wan_s2v.training.examples import MOTION_FRAMES, Encoders, Examples, join_examples, make_examples
 from wan_s2v.training.loop import Budget, Loop, is_main
 from wan_s2v.training.pack import write_small_checkpoint
 from wan_s2v.training.pool import render_pool
@@ -45,6 +45,7 @@ NUM_STEPS = 8
 CLIP_SECONDS = 8.0
 HELD_OUT_SEED = 987654
 SHARD_SIZE = "14MB"
+_RANK_SEEDS, _MOST_RANKS = 1000, 64  # distance of the seeds of processes that train together
 SAMPLING_DEFAULTS: dict[str, Any] = {
     "motion_frames": MOTION_FRAMES,
     "max_area": SIZE * SIZE,
@@ -53,7 +54,7 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
     "flow_shift": FLOW_SHIFT,
     "scheduler": "euler",
 }
-LONG_CLIPS = (Stage(0.1, 5, 128, 48), Stage(0.15, 17, 192, 10), Stage(0.75, 81, 256, 4, compile=True))
+LONG_CLIPS = (Stage(0.1, 5, 128, 48), Stage(0.15, 17, 192, 10), Stage(0.75, 81, 256, 4))
 MEASURED_SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 0.9, 0.925, 0.95, 0.975, 0.995)
 
 
@@ -82,7 +83,7 @@ class Run:
     @property
     def rank_seed(self) -> int:
         """Differs between processes that train together."""
-        return self.seed + 1000 * (dist.get_rank() if dist.is_initialized() else 0)
+        return self.seed + _RANK_SEEDS * (dist.get_rank() if dist.is_initialized() else 0)
 
     def checkpoint(self, stage: str) -> Path:
         return self.folder / f"{stage}.checkpoint.safetensors"
@@ -207,19 +208,25 @@ def run_stage(name: str, run: Run) -> dict[str, Any]:
 
 
 def prepare_examples(run: Run, *, held_out: bool = False) -> Examples:
-    """Examples from this seed, made once per process and kept in the folder for the stages that follow."""
+    """Examples made once and kept in the folder: of this process's seed, or those of all processes if it is alone."""
     seed = HELD_OUT_SEED if held_out else run.rank_seed
     count = max(4, min(64, run.clips // 8)) if held_out else run.clips
     path = run.folder / f"examples-{seed}-{count}.safetensors"
-    if path.is_file():
-        return Examples(**load_file(path, device=str(run.device)))
-    split: Split = "held-out" if held_out else "train"
-    corpus = generate_corpus(count * CLIP_SECONDS / 60, split, seed, run.workers, CLIP_SECONDS)
-    examples = make_examples(corpus, load_encoders(run.folder, run.device), size=SIZE, seed=seed)
-    run.report(f"{len(examples)} examples ({split}) made")
-    if not held_out or is_main():
-        save_file(examples.tensors(), path)
-    return examples
+    if not path.is_file():
+        split: Split = "held-out" if held_out else "train"
+        corpus = generate_corpus(count * CLIP_SECONDS / 60, split, seed, run.workers, CLIP_SECONDS)
+        examples = make_examples(corpus, load_encoders(run.folder, run.device), size=SIZE, seed=seed)
+        run.report(f"{len(examples)} examples ({split}) made")
+        if not held_out or is_main():
+            save_file(examples.tensors(), path)
+        return examples
+    paths = [path]
+    if not dist.is_initialized() and not held_out:
+        paths = [
+            run.folder / f"examples-{seed + _RANK_SEEDS * rank}-{count}.safetensors" for rank in range(_MOST_RANKS)
+        ]
+    parts = [Examples(**load_file(path, device=str(run.device))) for path in paths if path.is_file()]
+    return join_examples(parts)
 
 
 def load_encoders(folder: Path, device: torch.device) -> Encoders:

@@ -26,7 +26,7 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
     "pose_channels": 48,
     "num_attention_heads": 5,
     "attention_head_dim": 64,
-    "ffn_dim": 384,
+    "ffn_dim": 352,
     "num_layers": 5,
     "freq_dim": 128,
     "text_dim": 128,
