@@ -103,7 +103,7 @@ class Loop:
         """Leave the averaged weights in the model and remove the checkpoint."""
         if self._recent:
             self._note()
-        self._average.copy_to(p for p in self._model.parameters() if p.requires_grad)
+        self._optimizer.write(self._average.values)
         if self._checkpoint is not None and is_main():
             self._checkpoint.unlink(missing_ok=True)
 

@@ -5,6 +5,7 @@ Muon makes every update orthogonal, so that all directions of a weight move equa
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable
 
@@ -16,7 +17,10 @@ _MATRIX_SCALE = 0.2  # makes an update as large as AdamW's, so that one learning
 
 
 class MuonWithAdamW:
-    """Optimiser of a whole model. Weights in low precision are kept in float32 beside the model.
+    """Optimiser of a whole model. Weights are kept in float32 beside the model, in few large tensors.
+
+    Matrices of one shape lie in one stack and everything else in one vector, so that a step is a few hundred kernels
+    for any number of layers, not thousands.
 
     Args:
         model: every parameter that needs a gradient is taken; matrices and convolutions of at least 16 rows and
@@ -25,32 +29,27 @@ class MuonWithAdamW:
     """
 
     def __init__(self, model: nn.Module, muon_lr: float, adamw_lr: float, momentum: float = 0.95) -> None:
-        self._parameters = [p for p in model.parameters() if p.requires_grad]
-        self._masters = [p if p.dtype == torch.float32 else p.detach().float() for p in self._parameters]
-        self._groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        rest = []
-        for index, parameter in enumerate(self._parameters):
-            rows, columns = _matrix_shape(parameter)
-            if parameter.ndim >= 2 and min(rows, columns) >= 16:
-                self._groups[rows, columns].append(index)
-            else:
-                rest.append(index)
-        self._momentum = momentum
-        self._buffers = {
-            shape: torch.zeros(len(members), *shape, device=self._masters[members[0]].device)
-            for shape, members in self._groups.items()
-        }
-        self._muon_lr = muon_lr
-        self._rest = rest
-        masters = [self._masters[index] for index in rest]
-        self._adamw = torch.optim.AdamW(masters, lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
-        self._adamw_lr = adamw_lr
+        groups: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+        self._rest: list[nn.Parameter] = []
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                rows, columns = _matrix_shape(parameter)
+                is_matrix = parameter.ndim >= 2 and min(rows, columns) >= 16
+                (groups[rows, columns] if is_matrix else self._rest).append(parameter)
+        self._groups = list(groups.values())
+        self._stacks = [torch.stack([_as_matrix(p.detach()).float() for p in members]) for members in self._groups]
+        self._buffers = [torch.zeros_like(stack) for stack in self._stacks]
+        device = next(model.parameters()).device
+        rest = [p.detach().float().flatten() for p in self._rest]
+        self._vector = torch.cat(rest) if rest else torch.zeros(0, device=device)
+        self._momentum, self._muon_lr, self._adamw_lr = momentum, muon_lr, adamw_lr
+        self._adamw = torch.optim.AdamW([self._vector], lr=adamw_lr, betas=(0.9, 0.98), weight_decay=0.0)
         self._scale = 1.0
 
     @property
     def masters(self) -> list[Tensor]:
-        """The float32 weights, in the order of the model's trained parameters."""
-        return self._masters
+        """The float32 weights: a stack for each shape of matrix, then the vector of all others."""
+        return [*self._stacks, self._vector]
 
     def set_scale(self, scale: float) -> None:
         """Set both learning rates to `scale` times their peaks."""
@@ -61,44 +60,51 @@ class MuonWithAdamW:
     @torch.no_grad()
     def step(self) -> None:
         """Update all parameters from their gradients and clear these."""
-        for shape, members in self._groups.items():
-            gradients = torch.stack([_gradient(self._parameters[i]).view(shape) for i in members]).float()
-            buffer = self._buffers[shape]
+        for members, stack, buffer in zip(self._groups, self._stacks, self._buffers, strict=True):
+            gradients = torch.stack([_as_matrix(_gradient(p)) for p in members]).float()
             buffer.lerp_(gradients, 1 - self._momentum)
-            updates = orthogonalise(gradients.lerp(buffer, self._momentum))
-            step = self._muon_lr * self._scale * _MATRIX_SCALE * max(shape) ** 0.5
-            for index, update in zip(members, updates, strict=True):
-                self._masters[index].add_(update.view_as(self._masters[index]), alpha=-step)
-        for index in self._rest:
-            self._masters[index].grad = _gradient(self._parameters[index]).float()
-        self._adamw.step()
-        for parameter, master in zip(self._parameters, self._masters, strict=True):
-            parameter.grad = master.grad = None
-            if parameter is not master:
-                parameter.copy_(master)
+            updates = orthogonalise(gradients.lerp_(buffer, self._momentum))
+            shape = stack.shape[1:]
+            stack.add_(updates, alpha=-self._muon_lr * self._scale * _MATRIX_SCALE * max(shape) ** 0.5)
+        if self._rest:
+            self._vector.grad = torch.cat([_gradient(p).flatten() for p in self._rest]).float()
+            self._adamw.step()
+            self._vector.grad = None
+        self.write(self.masters)
+        for parameter in (*itertools.chain(*self._groups), *self._rest):
+            parameter.grad = None
+
+    @torch.no_grad()
+    def write(self, masters: list[Tensor]) -> None:
+        """Set the model's parameters from tensors like `masters`."""
+        targets: list[Tensor] = []
+        sources: list[Tensor] = []
+        for members, stack in zip(self._groups, masters, strict=False):
+            targets += [_as_matrix(parameter) for parameter in members]
+            sources += stack.unbind()
+        targets += [parameter.view(-1) for parameter in self._rest]
+        sources += masters[-1].split([parameter.numel() for parameter in self._rest])
+        torch._foreach_copy_(targets, sources)
 
     def state(self) -> dict[str, Tensor]:
         """Everything that a resumed training needs, as tensors by name."""
-        tensors = {f"master.{index}": master.detach() for index, master in enumerate(self._masters)}
-        tensors |= {f"muon.{index}": buffer for index, buffer in enumerate(self._buffers.values())}
-        for index, state in self._adamw.state_dict()["state"].items():
-            tensors |= {f"adamw.{index}.{name}": torch.as_tensor(value) for name, value in state.items()}
+        tensors = {f"master.{index}": master.detach() for index, master in enumerate(self.masters)}
+        tensors |= {f"muon.{index}": buffer for index, buffer in enumerate(self._buffers)}
+        for name, value in self._adamw.state_dict()["state"].get(0, {}).items():
+            tensors[f"adamw.{name}"] = torch.as_tensor(value)
         return tensors
 
     @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state` gave."""
-        for index, (parameter, master) in enumerate(zip(self._parameters, self._masters, strict=True)):
+        for index, master in enumerate(self.masters):
             master.copy_(tensors[f"master.{index}"])
-            parameter.copy_(master)
-        for index, buffer in enumerate(self._buffers.values()):
+        for index, buffer in enumerate(self._buffers):
             buffer.copy_(tensors[f"muon.{index}"])
-        state: dict[int, dict[str, Tensor]] = defaultdict(dict)
-        for name, tensor in tensors.items():
-            if name.startswith("adamw."):
-                _, position, key = name.split(".")
-                state[int(position)][key] = tensor
-        self._adamw.load_state_dict(self._adamw.state_dict() | {"state": dict(state)})
+        prefix = "adamw."
+        state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        self._adamw.load_state_dict(self._adamw.state_dict() | {"state": {0: state} if state else {}})
+        self.write(self.masters)
 
 
 @torch.no_grad()
@@ -109,14 +115,18 @@ def orthogonalise(matrices: Tensor, iterations: int = 5) -> Tensor:
     x = matrices.transpose(1, 2) if transposed else matrices
     x = (x / (x.flatten(1).norm(dim=1)[:, None, None] + 1e-7)).bfloat16()
     for _ in range(iterations):
-        gram = x @ x.transpose(1, 2)
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        gram = torch.bmm(x, x.transpose(1, 2))
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.transpose(1, 2) if transposed else x).float()
 
 
 def _matrix_shape(parameter: Tensor) -> tuple[int, int]:
     rows = parameter.shape[0] if parameter.ndim else 1
     return rows, max(1, parameter.numel() // max(rows, 1))
+
+
+def _as_matrix(tensor: Tensor) -> Tensor:
+    return tensor.view(_matrix_shape(tensor))
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -135,8 +145,3 @@ class Average:
         self.updates += 1
         decay = min(self._decay, self.updates / (self.updates + 9))
         torch._foreach_lerp_(self.values, [value.detach() for value in values], 1 - decay)
-
-    @torch.no_grad()
-    def copy_to(self, parameters: Iterable[Tensor]) -> None:
-        for parameter, value in zip(parameters, self.values, strict=True):
-            parameter.copy_(value)
