@@ -174,7 +174,7 @@ def test_a_student_learns_the_guided_teachers_long_step(examples, monkeypatch):
     teacher, student = build_transformer(SMALL, seed=1), build_transformer(SMALL, seed=2)
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
-    budget = Budget(600, 200)
+    budget = Budget(600, 130)
     loop = distil(
         student,
         lambda _sigma: teacher,

@@ -15,9 +15,17 @@ from torch import Tensor
 
 from wan_s2v.denoise import make_scheduler
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.training.examples import LONGEST_WINDOW, Examples
+from wan_s2v.training.examples import Examples
 from wan_s2v.training.loop import Budget, Loop
-from wan_s2v.training.transformer import FLOW_SHIFT, WINDOWS, Batch, compile_blocks, draw_batch, squared_error
+from wan_s2v.training.transformer import (
+    FLOW_SHIFT,
+    USUAL_WINDOW,
+    WINDOWS,
+    Batch,
+    compile_blocks,
+    draw_batch,
+    squared_error,
+)
 
 SUBSTEPS = 3  # of the teacher within one step of the student
 
@@ -43,7 +51,7 @@ def distil(
     noise_range: tuple[float, float],
     num_steps: int = 8,
     guidance_scale: float = 2.0,
-    batch: int = 32,
+    batch: int = 16,
     learning_rate: float = 3e-4,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -72,7 +80,7 @@ def distil(
     compile_blocks(student)
     for _ in loop:
         window = WINDOWS[int(torch.randint(len(WINDOWS), (), generator=choice))]
-        clips = batch * LONGEST_WINDOW // window
+        clips = max(1, batch * USUAL_WINDOW // window)
         with_history = bool(torch.rand((), generator=choice) < 0.6)
         drawn = draw_batch(examples, clips, window, with_history, generator)
         first, last = steps[int(torch.randint(len(steps), (), generator=choice))]

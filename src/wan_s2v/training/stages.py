@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,32 @@ from diffusers import AutoencoderKLWan
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
+from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.errors import CheckpointError
+from wan_s2v.evaluation.mouth_reader import MouthReader
+from wan_s2v.evaluation.readers import Readers, write_readers
+from wan_s2v.evaluation.sync import SyncScorer
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.training.corpus import generate_corpus
 from wan_s2v.training.distillation import distil
 from wan_s2v.training.examples import MOTION_FRAMES, Encoders, Examples, join_examples, make_examples
 from wan_s2v.training.loop import Budget, Loop, is_main
+from wan_s2v.training.mouth_clips import render_clips, render_faces, render_mouths, speech_curves
 from wan_s2v.training.pack import write_small_checkpoint
-from wan_s2v.training.pool import render_pool
+from wan_s2v.training.pool import random_babble, render_pool
+from wan_s2v.training.readers import (
+    evaluate_mouth_reader,
+    evaluate_sync_scorer,
+    train_mouth_reader,
+    train_sync_scorer,
+)
 from wan_s2v.training.speech_encoder import SpeechReader, evaluate_speech_encoder, train_speech_encoder
 from wan_s2v.training.texts import Split
 from wan_s2v.training.transformer import (
     FLOW_SHIFT,
     TRANSFORMER_CONFIG,
+    USUAL_WINDOW,
     boundary_ratio,
     build_transformer,
     measure_loss,
@@ -49,6 +61,7 @@ _RANK_SEEDS, _MOST_RANKS = 1000, 64  # distance of the seeds of processes that t
 SAMPLING_DEFAULTS: dict[str, Any] = {
     "motion_frames": MOTION_FRAMES,
     "max_area": SIZE * SIZE,
+    "frames_per_clip": FRAMES_PER_LATENT * USUAL_WINDOW,
     "num_inference_steps": NUM_STEPS,
     "guidance_scale": 1.0,
     "flow_shift": FLOW_SHIFT,
@@ -147,6 +160,36 @@ def speech(run: Run) -> dict[str, Any]:
     return _record(loop, run, figures=evaluate_speech_encoder(reader, held_out))
 
 
+def readers(run: Run) -> dict[str, Any]:
+    """Train the networks that judge results: a reader of mouths and a scorer of lip sync."""
+    count = max(2, run.clips // 2)
+    corpus = generate_corpus(count * CLIP_SECONDS / 60, "train", 500 + run.seed, run.workers)
+    held_out_corpus = generate_corpus(max(1.0, count / 300), "held-out", HELD_OUT_SEED, run.workers, seconds=5.0)
+    speech_shapes, speech_energy = speech_curves(corpus)
+    babble = random_babble(max(1, count // 3), speech_shapes.shape[1], torch.Generator().manual_seed(run.seed))
+    shapes, energy = torch.cat((speech_shapes, babble[0])), torch.cat((speech_energy, babble[1]))
+    mouths = render_mouths(shapes, energy, run.seed + 1, run.device)
+    looks, loudness = random_babble(4 * count, 96, torch.Generator().manual_seed(run.seed + 2))
+    faces = render_faces(looks, loudness, run.seed + 3, run.device)
+    torch.manual_seed(run.seed)
+    networks = Readers(MouthReader().to(run.device), SyncScorer().to(run.device))
+    half = replace(run.budget, seconds=run.budget.seconds / 2)
+    first = train_mouth_reader(networks.mouth, faces, mouths, half, seed=run.seed, report=run.report)
+    networks.mouth.eval()
+    sounds = torch.from_numpy(corpus.waveforms).to(run.device)
+    loop = train_sync_scorer(networks.sync, mouths[: len(sounds)], sounds, half, seed=run.seed, report=run.report)
+    networks.sync.eval()
+    (run.folder / "evaluation").mkdir(exist_ok=True)
+    write_readers(networks, run.folder / "evaluation")
+    held_out = render_clips(*speech_curves(held_out_corpus), HELD_OUT_SEED, run.device)
+    figures = {
+        "mouth": evaluate_mouth_reader(networks.mouth, held_out),
+        "damaged": evaluate_mouth_reader(networks.mouth, held_out, damage_seed=run.seed),
+        "sync": evaluate_sync_scorer(networks, held_out, torch.from_numpy(held_out_corpus.waveforms)),
+    }
+    return _record(loop, run, mouth_steps=first.steps, figures=figures)
+
+
 def transformer(run: Run) -> dict[str, Any]:
     """Train one transformer for all noise levels: the trunk of both experts."""
     examples = prepare_examples(run)
@@ -188,6 +231,7 @@ def pack(run: Run) -> dict[str, Any]:
 STAGES: Mapping[str, Callable[[Run], dict[str, Any]]] = {
     "vae": vae,
     "speech": speech,
+    "readers": readers,
     "transformer": transformer,
     "high-noise": high_noise,
     "low-noise": low_noise,

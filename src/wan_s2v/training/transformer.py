@@ -20,13 +20,13 @@ from wan_s2v.training.examples import LONGEST_WINDOW, MOTION_FRAMES, Examples
 from wan_s2v.training.loop import Budget, Loop
 
 TRANSFORMER_CONFIG: dict[str, Any] = {
-    "patch_size": (1, 2, 2),
+    "patch_size": (1, 1, 1),
     "in_channels": 48,
     "out_channels": 48,
     "pose_channels": 48,
     "num_attention_heads": 5,
     "attention_head_dim": 64,
-    "ffn_dim": 352,
+    "ffn_dim": 576,
     "num_layers": 5,
     "freq_dim": 128,
     "text_dim": 128,
@@ -40,7 +40,8 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
 }
 FLOW_SHIFT = 3.0
 BOUNDARY_SNR = 1 / 49  # signal-to-noise ratio below which the high-noise expert works
-WINDOWS = (LONGEST_WINDOW, LONGEST_WINDOW, 11, 6)  # latents of a step's clips, drawn at random
+USUAL_WINDOW = 12  # latents of the clips that the embedded model makes by default
+WINDOWS = (USUAL_WINDOW, USUAL_WINDOW, USUAL_WINDOW, LONGEST_WINDOW, 6)  # of a step's clips, drawn at random
 _NO_PROMPT_SHARE, _UNCONDITIONAL_SHARE, _SILENT_SHARE, _POSE_SHARE = 0.4, 0.08, 0.04, 0.6
 _HISTORY_SHARE, _OPENING_SHARE = 0.6, 0.12
 _HISTORY_NOISE, _REFERENCE_NOISE = 0.1, 0.03
@@ -211,7 +212,7 @@ def train_transformer(
     budget: Budget,
     *,
     noise_range: tuple[float, float] = (0.0, 1.0),
-    batch: int = 48,
+    batch: int = 32,
     learning_rate: float = 1e-3,
     seed: int = 0,
     checkpoint: Path | None = None,
@@ -221,6 +222,7 @@ def train_transformer(
 
     Args:
         noise_range: lowest and highest sigma that this transformer learns.
+        batch: clips of the usual length in a step; more of shorter ones.
         seed: differs between processes that train together.
     """
     generator = torch.Generator(transformer.device).manual_seed(seed)
@@ -239,7 +241,7 @@ def train_transformer(
     for _ in loop:
         window = WINDOWS[int(torch.randint(len(WINDOWS), (), generator=choice))]
         with_history = bool(torch.rand((), generator=choice) < _HISTORY_SHARE)
-        clips = batch * LONGEST_WINDOW // window
+        clips = max(1, batch * USUAL_WINDOW // window)
         drawn = draw_batch(examples, clips, window, with_history, generator)
         sigmas = sample_sigmas(clips, noise_range, generator)
         loop.step(flow_loss(transformer, drawn, sigmas, generator).mean())
