@@ -78,6 +78,16 @@ def test_fast_cpu_kernels_equal_the_plain_modules(kind):
 
 
 @torch.no_grad()
+def test_fast_cpu_kernels_serve_bfloat16_too():
+    exact, fast, plain = _vae("wan2.2"), _vae("wan2.2").bfloat16(), _vae("wan2.2").bfloat16()
+    speed_up_on_cpu(fast)
+    latents = encode_pixels(exact, torch.rand(3, 9, 32, 32) * 2 - 1)
+    wanted = decode_latents(exact, latents, 8)
+    error, plain_error = ((decode_latents(vae, latents, 8) - wanted).square().mean() for vae in (fast, plain))
+    assert 0 < error < 2 * plain_error
+
+
+@torch.no_grad()
 def test_pose_latents_cover_four_frames_each():
     vae = _vae("wan2.1")
     frames = torch.rand(3, 8, 16, 16) * 2 - 1

@@ -71,9 +71,13 @@ class ModelFiles:
         return sum(stored.num_bytes for stored in self.tensors.values())
 
     @property
+    def is_int8(self) -> bool:
+        return any(stored.scale for stored in self.tensors.values())
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype in which most of the bytes are stored; bfloat16 where any are int8, which is no more precise."""
-        if any(stored.scale for stored in self.tensors.values()):
+        if self.is_int8:
             return torch.bfloat16
         sizes: Counter[str] = Counter()
         for stored in self.tensors.values():

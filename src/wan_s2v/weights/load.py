@@ -33,8 +33,9 @@ def load_components(
 
     Args:
         checkpoint: from `find_checkpoint`; nothing is checked again.
-        torch_dtype: of the transformers: float32, bfloat16 or float16. The VAE and the speech encoder are float32; the
-            text encoder is float32 with float32 and bfloat16 otherwise, since umT5 overflows in float16.
+        torch_dtype: of the transformers: float32, bfloat16 or float16. The speech encoder is float32; the text encoder
+            is float32 with float32 and bfloat16 otherwise, since umT5 overflows in float16; the VAE is float32, but
+            bfloat16 where its weights are stored as int8, which are no more precise, unless float32 is asked for.
         device: where every tensor goes as it is read.
         skip: components to leave None.
         progress: called after every tensor with the component, its bytes so far and in all.
@@ -44,10 +45,11 @@ def load_components(
     if torch_dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UsageError(f"torch_dtype={torch_dtype} is not accepted. Use torch.float32, bfloat16 or float16.")
     text_dtype = torch.float32 if torch_dtype == torch.float32 else torch.bfloat16
+    vae = checkpoint.models.get("vae")
     dtypes = {
         "transformer": torch_dtype,
         "transformer_2": torch_dtype,
-        "vae": torch.float32,
+        "vae": text_dtype if vae is not None and vae.is_int8 else torch.float32,
         "text_encoder": text_dtype,
         "audio_encoder": torch.float32,
     }
