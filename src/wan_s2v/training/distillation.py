@@ -15,17 +15,9 @@ from torch import Tensor
 
 from wan_s2v.denoise import make_scheduler
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.training.examples import Examples
+from wan_s2v.training.examples import USUAL_WINDOW, Examples
 from wan_s2v.training.loop import Budget, Loop
-from wan_s2v.training.transformer import (
-    FLOW_SHIFT,
-    USUAL_WINDOW,
-    WINDOWS,
-    Batch,
-    compile_blocks,
-    draw_batch,
-    squared_error,
-)
+from wan_s2v.training.transformer import FLOW_SHIFT, WINDOWS, Batch, compile_blocks, draw_batch, squared_error
 
 SUBSTEPS = 3  # of the teacher within one step of the student
 

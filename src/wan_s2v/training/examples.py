@@ -31,15 +31,15 @@ from wan_s2v.training.visemes import to_video_rate
 
 MOTION_FRAMES = 9  # the embedded model's memory: one image latent and two of four frames
 MOTION_LATENTS = 3
-CLIP_LATENTS = 29  # of an example; with the picture before, 117 frames
-NUM_STARTS = 4  # windows of an example for which the frames before are encoded
+CLIP_LATENTS = 22  # of an example; with the picture before, 89 frames
+USUAL_WINDOW, LONGEST_WINDOW = 12, 20  # latents of the clips that are made by default, and at most
+NUM_STARTS = 4  # windows of an example for which the frames before are encoded; the first fits the longest clip
 REFERENCE_HISTORY = 6  # frames of history that show the reference where a video starts from it, as officially
-LONGEST_WINDOW = 20
 PROMPTS_PER_CLIP = 2
 MOUTH_WEIGHT, EYE_WEIGHT = 2.5, 0.8  # added to 1 in the loss
 _FIRST_FRAME = -WARM_UP_FRAMES - 1
 _POSE_SHARE, _AUGMENTED_SHARE, _ROUND_TRIP_SHARE = 0.25, 0.5, 0.5
-_RENDER_BATCH, _CLIPS_AT_ONCE = 234, 4
+_RENDER_BATCH, _CLIPS_AT_ONCE = 178, 4
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Examples:
         latents: (N, C, F, h, w) of the video.
         references: (N, C, 1, h, w) of the portrait.
         openings: (N, C, 3, h, w), the history of a video that starts from the portrait.
-        motion: (N, S, C, 3, h, w), the history of the windows that begin at `starts` (N, S); the first half of them
-            leave room for the longest window.
+        motion: (N, S, C, 3, h, w), the history of the windows that begin at `starts` (N, S); the first leaves room for
+            the longest window, all of them for the usual one.
         audio: (N, layers, C_audio, 4F) speech features of every frame.
         pose: (N, C, F, h, w), zero where `has_pose` (N,) is false.
         prompts: (N, P, L, C_text), padded with zeros.
@@ -196,10 +196,10 @@ def _encode_clips(
 
 
 def _window_starts(count: int, generator: torch.Generator) -> list[list[int]]:
-    """Latents at which windows begin; for the first half of them the longest window fits."""
-    half, first = NUM_STARTS // 2, MOTION_LATENTS - 1
-    early = torch.randint(first, CLIP_LATENTS - LONGEST_WINDOW + 1, (count, half), generator=generator)
-    late = torch.randint(first, CLIP_LATENTS - LONGEST_WINDOW // 2 + 1, (count, half), generator=generator)
+    """Latents at which windows begin that have a history."""
+    first = MOTION_LATENTS - 1
+    early = torch.randint(first, CLIP_LATENTS - LONGEST_WINDOW + 1, (count, 1), generator=generator)
+    late = torch.randint(first, CLIP_LATENTS - USUAL_WINDOW + 1, (count, NUM_STARTS - 1), generator=generator)
     rows: list[list[int]] = torch.cat((early, late), dim=1).tolist()
     return rows
 

@@ -28,7 +28,7 @@ from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.training.corpus import generate_corpus
 from wan_s2v.training.distillation import distil
-from wan_s2v.training.examples import MOTION_FRAMES, Encoders, Examples, join_examples, make_examples
+from wan_s2v.training.examples import MOTION_FRAMES, USUAL_WINDOW, Encoders, Examples, join_examples, make_examples
 from wan_s2v.training.loop import Budget, Loop, is_main
 from wan_s2v.training.mouth_clips import render_clips, render_faces, render_mouths, speech_curves
 from wan_s2v.training.pack import write_small_checkpoint
@@ -44,7 +44,6 @@ from wan_s2v.training.texts import Split
 from wan_s2v.training.transformer import (
     FLOW_SHIFT,
     TRANSFORMER_CONFIG,
-    USUAL_WINDOW,
     boundary_ratio,
     build_transformer,
     measure_loss,

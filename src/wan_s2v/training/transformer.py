@@ -16,7 +16,7 @@ from torch import Tensor
 
 from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
-from wan_s2v.training.examples import LONGEST_WINDOW, MOTION_FRAMES, Examples
+from wan_s2v.training.examples import LONGEST_WINDOW, MOTION_FRAMES, USUAL_WINDOW, Examples
 from wan_s2v.training.loop import Budget, Loop
 
 TRANSFORMER_CONFIG: dict[str, Any] = {
@@ -40,7 +40,6 @@ TRANSFORMER_CONFIG: dict[str, Any] = {
 }
 FLOW_SHIFT = 3.0
 BOUNDARY_SNR = 1 / 49  # signal-to-noise ratio below which the high-noise expert works
-USUAL_WINDOW = 12  # latents of the clips that the embedded model makes by default
 WINDOWS = (USUAL_WINDOW, USUAL_WINDOW, USUAL_WINDOW, LONGEST_WINDOW, 6)  # of a step's clips, drawn at random
 _NO_PROMPT_SHARE, _UNCONDITIONAL_SHARE, _SILENT_SHARE, _POSE_SHARE = 0.4, 0.08, 0.04, 0.6
 _HISTORY_SHARE, _OPENING_SHARE = 0.6, 0.12
@@ -118,11 +117,9 @@ def draw_batch(
     start = torch.zeros_like(row)
     motion = None
     if with_history:
-        slots = examples.starts.shape[1] // (1 if window <= LONGEST_WINDOW // 2 else 2)
-        slot = draw.integer(slots)
-        start = torch.minimum(examples.starts[row, slot], torch.tensor(examples.latents.shape[2] - window).to(row))
-        opens = draw.chance(_OPENING_SHARE) | (start != examples.starts[row, slot])
-        start = start.masked_fill(opens, 0)
+        slot = draw.integer(examples.starts.shape[1] if window <= USUAL_WINDOW else 1)
+        opens = draw.chance(_OPENING_SHARE)
+        start = examples.starts[row, slot].masked_fill(opens, 0)
         motion = torch.where(opens[:, None, None, None, None], examples.openings[row], examples.motion[row, slot])
     time = start[:, None] + torch.arange(window, device=row.device)
     columns = start[:, None] * FRAMES_PER_LATENT + torch.arange(window * FRAMES_PER_LATENT, device=row.device)
@@ -277,7 +274,7 @@ def measure_loss(
         generator = torch.Generator(transformer.device).manual_seed(seed)
         parts = []
         for index in range(batches):
-            drawn = draw_batch(examples, batch, LONGEST_WINDOW, index % 2 == 1, generator, drop=False)
+            drawn = draw_batch(examples, batch, USUAL_WINDOW, index % 2 == 1, generator, drop=False)
             levels = torch.full((batch,), sigma, device=transformer.device)
             parts.append(flow_loss(transformer, drawn, levels, generator, weighted=False).mean())
         losses.append(float(torch.stack(parts).mean()))
