@@ -62,29 +62,41 @@ def _generation_options(
     height: Annotated[int | None, _flag("Height in pixels.", _VIDEO, default="follows the picture")] = None,
     width: Annotated[int | None, _flag("Width in pixels.", _VIDEO, default="follows the picture")] = None,
     area: Annotated[
-        int | None, _flag("Most pixels per frame, in place of height and width.", _VIDEO, default="the model's")
+        int | None, _flag("Most pixels per frame, in place of height and width.", _VIDEO, default="the model's own")
     ] = None,
     fit: Annotated[str, _flag("crop fills the frame; pad shows all of the picture between bars.", _VIDEO)] = "crop",
     fps: Annotated[str | None, _flag("Frames per second.", _VIDEO, default="24, or 16 with --timing reference")] = None,
     num_frames: Annotated[
         int | None, _flag("Length in frames; the sound is cut or padded.", _VIDEO, default="follows the sound")
     ] = None,
-    num_inference_steps: Annotated[int | None, _flag("Denoising steps per clip.", _SAMPLING, default="40")] = None,
+    num_inference_steps: Annotated[
+        int | None, _flag("Denoising steps per clip.", _SAMPLING, default="the model's own; 40 for S2V-14B")
+    ] = None,
     guidance_scale: Annotated[
-        float | None, _flag("How strictly prompt and sound are followed; 1 halves the time.", _SAMPLING, default="4.5")
+        float | None,
+        _flag(
+            "How strictly prompt and sound are followed; 1 takes half the time of other values.",
+            _SAMPLING,
+            default="the model's own; 4.5 for S2V-14B",
+        ),
     ] = None,
     audio_guidance_scale: Annotated[
         float | None, _flag("The same for the sound alone; a third pass per step.", _SAMPLING, default="off")
     ] = None,
-    flow_shift: Annotated[float | None, _flag("Weight of the noisy steps.", _SAMPLING, default="3")] = None,
-    scheduler: Annotated[str | None, _flag("unipc, dpm++ or euler.", _SAMPLING, default="unipc")] = None,
+    flow_shift: Annotated[
+        float | None, _flag("Weight of the noisy steps.", _SAMPLING, default="the model's own; 3 for S2V-14B")
+    ] = None,
+    scheduler: Annotated[
+        str | None, _flag("unipc, dpm++ or euler.", _SAMPLING, default="the model's own; unipc for S2V-14B")
+    ] = None,
     seed: Annotated[
         int | None, _flag("Same seed, same video; clip r uses seed + r.", _SAMPLING, default="random, shown")
     ] = None,
     preset: Annotated[str, _flag("exact, or draft for a quick look.", _SAMPLING)] = "exact",
     num_clips: Annotated[int | None, _flag("Make at most so many clips.", _CLIPS, default="all")] = None,
     frames_per_clip: Annotated[
-        int | None, _flag("Longest clip at 16 fps, a multiple of 4 up to 80.", _CLIPS, default="80")
+        int | None,
+        _flag("Longest clip at 16 fps, a multiple of 4 up to 80.", _CLIPS, default="the model's own; 80 for S2V-14B"),
     ] = None,
     start_from_reference: Annotated[
         bool, _flag("Begin with the picture itself.", _CLIPS, "--start-from-reference")
@@ -103,7 +115,10 @@ def _generation_options(
 
 def _model_choice(
     model: Annotated[
-        str, _flag("Folder, .safetensors file, hub id, s2v-14b or tiny.", _INPUTS, "--model", "-m")
+        str,
+        _flag(
+            "tiny (embedded, for drawn portraits), s2v-14b, folder, .safetensors or hub id.", _INPUTS, "--model", "-m"
+        ),
     ] = "tiny",
     components: Annotated[
         Path | None, _flag("Folder with VAE and encoders, where the model is a single file.", _INPUTS)

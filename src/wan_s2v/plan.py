@@ -97,7 +97,14 @@ class GenerationOptions:
         if self.scheduler is not None:
             _check_choice("scheduler", self.scheduler, SCHEDULERS)
         _check_number("seed", self.seed, 0, MAX_SEED, whole=True, hint="or leave it out for a random one")
-        _check_number("num_inference_steps", self.num_inference_steps, 1, 1000, whole=True, hint="40 is usual")
+        _check_number(
+            "num_inference_steps",
+            self.num_inference_steps,
+            1,
+            1000,
+            whole=True,
+            hint="or leave it out for the model's own",
+        )
         _check_number("num_frames", self.num_frames, 1, 10**7, whole=True, hint="or leave it out to follow the sound")
         for name in ("height", "width", "area", "frames_per_clip"):
             _check_number(name, getattr(self, name), -(10**9), 10**9, whole=True, hint="or leave it out")
@@ -105,9 +112,11 @@ class GenerationOptions:
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name}={getattr(self, name)!r} is not accepted. Give True or False.")
         _check_number("num_clips", self.num_clips, 1, 10**6, whole=True, hint="or leave it out to follow the sound")
-        _check_number("guidance_scale", self.guidance_scale, 0, 100, hint="4.5 is usual, 1 switches guidance off")
-        _check_number("audio_guidance_scale", self.audio_guidance_scale, 0, 100, hint="4.5 is usual")
-        _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="3 is usual")
+        _check_number(
+            "guidance_scale", self.guidance_scale, 0, 100, hint="or leave it out for the model's own; 1 switches it off"
+        )
+        _check_number("audio_guidance_scale", self.audio_guidance_scale, 0, 100, hint="or leave it out")
+        _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="or leave it out for the model's own")
         if self.seed is not None and self.generator is not None:
             raise UsageError("seed and generator are both given. Give one of them.")
         for name in ("prompt", "negative_prompt"):

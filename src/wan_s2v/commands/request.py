@@ -25,6 +25,8 @@ from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
 
 _GIB = 2**30
 _TEXT_TABLE = "shared.weight"
+_EMBEDDED = "tiny"
+_EMBEDDED_NOTE = "it animates drawn portraits like the bundled ones; for photographs use --model s2v-14b"
 
 
 @dataclass(frozen=True)
@@ -217,7 +219,9 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     passes = sampling.guidance.passes
     needed, free = wanted.estimate, wanted.free_bytes
     memory = size_text(needed.peak_bytes) + ("" if free is None else f" of {size_text(free)} free")
+    name = model.choice.model
     return [
+        ("model", f"{name}, the embedded model: {_EMBEDDED_NOTE}" if name == _EMBEDDED else name),
         ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
         (
             "video",

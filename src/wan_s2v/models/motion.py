@@ -15,7 +15,7 @@ class MotionPacker(nn.Module):
     """Motion latents → tokens at patch x1 (the newest), x2 (those before) and x4 (the oldest).
 
     Args:
-        buckets: latent frames at each patch size, newest first, one to three numbers; (1, 2, 16) in the published model.
+        buckets: latent frames at each patch size, newest first, one to three numbers; officially (1, 2, 16).
 
     Source: Wan-Video/Wan2.2 `wan/modules/s2v/motioner.py` (FramePack variant).
     """

@@ -64,7 +64,7 @@ def describe_freely(
     for field, clause in _fact_clauses(facts, writer).items():
         if writer.maybe(0.25):
             clauses.append(clause())
-            said.add(field)
+            said |= {field, "clothes_colour"} if field == "clothes" else {field}
     fillers = ENGLISH_FILLERS if language == "en" else CHINESE_FILLERS
     clauses += [writer.fill(writer.one_of(fillers)) for _ in range(writer.number(3))]
     if not clauses or writer.maybe(0.3):
