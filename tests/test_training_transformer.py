@@ -83,7 +83,7 @@ def test_examples_hold_every_clip_with_all_that_conditions_it(examples):
     assert examples.latents.shape == (COUNT, 48, CLIP_LATENTS, cells, cells)
     assert examples.motion.shape[2:] == (48, MOTION_LATENTS, cells, cells)
     assert examples.audio.shape == (COUNT, 5, 192, 4 * CLIP_LATENTS)
-    assert examples.prompts.shape == (COUNT, 2, 64, 16)
+    assert examples.prompts.shape == (COUNT, 4, 64, 16)
     assert examples.weights.min() >= 1
     assert examples.weights.max() > 3
     assert examples.starts[:, 0].max() + LONGEST_WINDOW <= CLIP_LATENTS

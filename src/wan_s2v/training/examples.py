@@ -21,10 +21,11 @@ from wan_s2v.clips import FRAMES_PER_LATENT, WARM_UP_FRAMES
 from wan_s2v.prompt import NEGATIVE_PROMPT, clean_prompt
 from wan_s2v.training.augment import augment
 from wan_s2v.training.corpus import CURVE_HZ, Corpus
+from wan_s2v.training.free_prompts import describe_freely
 from wan_s2v.training.identities import Identities, sample_identities
 from wan_s2v.training.motion import FPS, Controls, reference_motion, sample_controls, sample_motion
 from wan_s2v.training.portraits import draw_pose, eye_box, mouth_box, render
-from wan_s2v.training.prompts import describe, identity_facts
+from wan_s2v.training.prompts import Language, describe, identity_facts
 from wan_s2v.training.speech_encoder import encode_states, normalise
 from wan_s2v.training.vae import decode_sequence, encode_sequence
 from wan_s2v.training.visemes import to_video_rate
@@ -35,7 +36,6 @@ CLIP_LATENTS = 22  # of an example; with the picture before, 89 frames
 USUAL_WINDOW, LONGEST_WINDOW = 12, 20  # latents of the clips that are made by default, and at most
 NUM_STARTS = 4  # windows of an example for which the frames before are encoded; the first fits the longest clip
 REFERENCE_HISTORY = 6  # frames of history that show the reference where a video starts from it, as officially
-PROMPTS_PER_CLIP = 2
 MOUTH_WEIGHT, EYE_WEIGHT = 2.5, 0.8  # added to 1 in the loss
 _FIRST_FRAME = -WARM_UP_FRAMES - 1
 _POSE_SHARE, _AUGMENTED_SHARE, _ROUND_TRIP_SHARE = 0.25, 0.5, 0.5
@@ -129,7 +129,7 @@ def make_examples(corpus: Corpus, encoders: Encoders, *, size: int = 256, seed: 
     return Examples(
         **joined,
         audio=torch.cat(audio),
-        prompts=encode_prompts([text for pair in prompts for text in pair], encoders).unflatten(0, (count, -1)),
+        prompts=encode_prompts([text for texts in prompts for text in texts], encoders).unflatten(0, (count, -1)),
         plain=torch.tensor(plain, device=device),
         empty=fixed[0],
         negative=fixed[1],
@@ -264,9 +264,12 @@ def _audio_features(speech: Wav2Vec2Model, waveforms: Tensor, generator: torch.G
     return mixed.transpose(2, 3).to(torch.bfloat16)
 
 
-def _describe(people: Identities, row: int, controls: Controls, generator: torch.Generator) -> tuple[str, str]:
+def _describe(people: Identities, row: int, controls: Controls, generator: torch.Generator) -> list[str]:
+    """The same clip in two languages, each by template and in free wording."""
     facts = identity_facts(people, row)
-    return describe(controls, facts, "en", generator), describe(controls, facts, "zh", generator)
+    languages: tuple[Language, ...] = ("en", "zh")
+    by_template = [describe(controls, facts, language, generator) for language in languages]
+    return by_template + [describe_freely(controls, facts, language, generator).text for language in languages]
 
 
 @torch.no_grad()

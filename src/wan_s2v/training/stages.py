@@ -40,6 +40,16 @@ from wan_s2v.training.readers import (
     train_sync_scorer,
 )
 from wan_s2v.training.speech_encoder import SpeechReader, evaluate_speech_encoder, train_speech_encoder
+from wan_s2v.training.text_encoder import (
+    PromptReader,
+    build_text_encoder,
+    evaluate_text_encoder,
+    prepare_text_data,
+    prepare_training_data,
+    sample_prompts,
+    train_text_encoder,
+)
+from wan_s2v.training.text_tokenizer import train_tokenizer
 from wan_s2v.training.texts import Split
 from wan_s2v.training.transformer import (
     FLOW_SHIFT,
@@ -76,7 +86,7 @@ class Run:
 
     Args:
         folder: results of all stages.
-        clips: people rendered, one clip of each; also utterances of about 8 s, per process.
+        clips: people rendered, one clip of each; also utterances of about 8 s, per process. 60 prompts for each.
         hours: of speech for the speech encoder.
         workers: processes that synthesise speech.
         learning_rate: the stage's own if None.
@@ -159,6 +169,41 @@ def speech(run: Run) -> dict[str, Any]:
     return _record(loop, run, figures=evaluate_speech_encoder(reader, held_out))
 
 
+def text(run: Run) -> dict[str, Any]:
+    """Train tokenizer and text encoder on prompts; small enough for a CPU."""
+
+    def generator(part: int) -> torch.Generator:
+        return torch.Generator().manual_seed(run.rank_seed + part)
+
+    torch.manual_seed(run.seed)
+    network = PromptReader(build_text_encoder())
+    if (run.folder / "text_encoder").is_dir():
+        tokenizer = AutoTokenizer.from_pretrained(run.folder / "tokenizer")
+        network.encoder = UMT5EncoderModel.from_pretrained(run.folder / "text_encoder").float()
+    else:
+        tokenizer = train_tokenizer([prompt.text for prompt in sample_prompts(8000, generator(1), disturbed=0.0)])
+    network.to(run.device)
+    data = prepare_training_data(60 * run.clips, tokenizer, generator(2), device=run.device)
+    loop = train_text_encoder(
+        network,
+        data,
+        run.budget,
+        learning_rate=run.rate(3e-3),
+        seed=run.rank_seed,
+        checkpoint=run.checkpoint("text"),
+        report=run.report,
+    )
+    network.eval().bfloat16().float()  # as it will be stored
+    figures = {}
+    for name, templates in (("templates", 1.0), ("free", 0.0)):
+        prompts = sample_prompts(2000, generator(3), templates=templates, disturbed=0.0)
+        figures[name] = evaluate_text_encoder(network, prepare_text_data(prompts, tokenizer, run.device))
+    if is_main():
+        _save(network.encoder, run.folder / "text_encoder")
+        tokenizer.save_pretrained(run.folder / "tokenizer")
+    return _record(loop, run, figures=figures)
+
+
 def readers(run: Run) -> dict[str, Any]:
     """Train the networks that judge results: a reader of mouths and a scorer of lip sync."""
     count = max(2, run.clips // 2)
@@ -230,6 +275,7 @@ def pack(run: Run) -> dict[str, Any]:
 STAGES: Mapping[str, Callable[[Run], dict[str, Any]]] = {
     "vae": vae,
     "speech": speech,
+    "text": text,
     "readers": readers,
     "transformer": transformer,
     "high-noise": high_noise,
@@ -274,12 +320,12 @@ def prepare_examples(run: Run, *, held_out: bool = False) -> Examples:
 
 def load_encoders(folder: Path, device: torch.device) -> Encoders:
     """The trained VAE, speech encoder and text encoder."""
-    text = UMT5EncoderModel.from_pretrained(_existing(folder, "text_encoder", "text")).to(device).float().eval()
+    text_encoder = UMT5EncoderModel.from_pretrained(_existing(folder, "text_encoder", "text"))
     return Encoders(
         load_vae(folder, device).eval(),
         load_speech(folder, device).eval(),
         AutoTokenizer.from_pretrained(_existing(folder, "tokenizer", "text")),
-        text,
+        text_encoder.to(device).float().eval(),
         TRANSFORMER_CONFIG["text_len"],
     )
 
