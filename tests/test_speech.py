@@ -321,3 +321,12 @@ def test_stretch_keeps_the_pitch_and_moves_the_times() -> None:
     assert longer.phonemes[0].end_s == pytest.approx(2.0)
     same = stretch(utterance, TimeMap(np.array([0.0, 1.0]), np.array([0.0, 1.0])))
     assert np.abs(same.waveform - tone)[600:-600].max() < 0.01
+
+
+@needs_espeak
+def test_instances_do_not_pull_the_library_from_under_each_other() -> None:
+    first, second = Synthesizer(), Synthesizer()
+    for _ in range(3):
+        second.synthesize("good morning", second.voices("en")[0])
+        assert first.voices("en") == second.voices("en")
+        first.synthesize("good morning", first.voices("en")[0])

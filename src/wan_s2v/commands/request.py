@@ -139,6 +139,8 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
         {name: _num_parameters(model) for name, model in models.items()},
         vae_channels=vae.get("decoder_base_dim") or vae["base_dim"],
         text_table=math.prod(table.shape) if table else 0,
+        vae_patch=vae.get("patch_size") or 1,
+        vae_dtype=torch.bfloat16 if models["vae"].is_int8 else torch.float32,
     )
 
 

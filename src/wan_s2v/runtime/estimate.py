@@ -18,8 +18,6 @@ import torch
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.tokens import TokenLayout, motion_grids
 
-MOTION_LATENTS = 19  # latent frames of history that the VAE encodes and decodes again beside every clip
-
 _FULL_VAE: Final = 126_892_531  # parameters of the Wan2.1 VAE
 _DECODE_FLOPS_PER_PIXEL: Final = 24.5e12 / (1024 * 704)  # by that VAE, for one latent frame (four frames)
 _ENCODE_SHARE: Final = 0.57  # encoding 19 latent frames took 1.29 s where decoding 39 took 4.39 s (H100, 832x480)
@@ -48,12 +46,16 @@ class ModelSizes:
         parameters: by component: transformer, transformer_2, vae, text_encoder, audio_encoder.
         vae_channels: width of the VAE's decoder at full resolution.
         text_table: parameters of the text encoder that are looked up, not multiplied.
+        vae_patch: side of the pixel squares that the VAE takes as channels.
+        vae_dtype: in which it computes.
     """
 
     config: Mapping[str, Any]
     parameters: Mapping[str, int]
     vae_channels: int
     text_table: int
+    vae_patch: int = 1
+    vae_dtype: torch.dtype = torch.float32
 
     @property
     def width(self) -> int:
@@ -118,7 +120,7 @@ class ForwardFlops:
 
 @dataclass(frozen=True)
 class Rates:
-    """FLOP/s that a device reaches in large matrix products and in float32 convolutions."""
+    """FLOP/s that a device reaches in large matrix products and in the VAE's convolutions."""
 
     matmul: float
     convolution: float
@@ -176,9 +178,10 @@ def estimate(sizes: ModelSizes, work: Work, dtype: torch.dtype, rates: Rates, *,
 
 
 def weight_bytes(sizes: ModelSizes, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of each component as it is loaded: VAE and speech encoder in float32, text encoder never in float16."""
+    """Bytes of each component as it is loaded: the speech encoder in float32, the text encoder never in float16."""
     text = 4 if dtype == torch.float32 else 2
     widths = {"transformer": dtype.itemsize, "transformer_2": dtype.itemsize, "text_encoder": text}
+    widths["vae"] = sizes.vae_dtype.itemsize
     return {name: count * widths.get(name, 4) for name, count in sizes.parameters.items()}
 
 
@@ -205,8 +208,8 @@ def measure_rates(device: torch.device, dtype: torch.dtype, sizes: ModelSizes, *
     frame = max(32, min(round(math.sqrt(flops / (54 * channels**2))), 512))
     a = torch.ones(tokens, width, device=device, dtype=dtype)
     b = torch.ones(width, 4 * width, device=device, dtype=dtype)
-    video = torch.ones(1, channels, 3, frame, frame, device=device)
-    kernel = torch.ones(channels, channels, 3, 3, 3, device=device)
+    video = torch.ones(1, channels, 3, frame, frame, device=device, dtype=sizes.vae_dtype)
+    kernel = torch.ones(channels, channels, 3, 3, 3, device=device, dtype=sizes.vae_dtype)
     convolve = partial(torch.conv3d, video, kernel, padding=(0, 1, 1))
     if not large and torch.backends.mkldnn.is_available():  # as the VAE runs there
         convolve = partial(torch.mkldnn_convolution, video, kernel, None, (0, 1, 1), (1, 1, 1), (1, 1, 1), 1)
@@ -247,14 +250,16 @@ def _seconds_of(operation: Callable[[], object], device: torch.device, budget: f
 
 def _vae_flops(sizes: ModelSizes, work: Work) -> float:
     """Reference image; per clip a decode with its prefix; and after each but the last an encode of the history."""
-    per_frame = _DECODE_FLOPS_PER_PIXEL * work.height * work.width * sizes.parameters["vae"] / _FULL_VAE
-    decoded = sum(frames + (MOTION_LATENTS if has_motion else 1) for frames, has_motion in work.clips)
-    encoded = 1 + MOTION_LATENTS * (len(work.clips) - 1 + work.clips[0][1])
+    positions = work.height * work.width / sizes.vae_patch**2
+    per_frame = _DECODE_FLOPS_PER_PIXEL * positions * sizes.parameters["vae"] / _FULL_VAE
+    history = sum(sizes.config["motion_buckets"])  # latent frames, encoded and decoded again beside every clip
+    decoded = sum(frames + (history if has_motion else 1) for frames, has_motion in work.clips)
+    encoded = 1 + history * (len(work.clips) - 1 + work.clips[0][1])
     return per_frame * (decoded + _ENCODE_SHARE * encoded)
 
 
 def _decode_bytes(sizes: ModelSizes, work: Work) -> int:
     """The widest maps of one latent frame (four frames), and the finished frames of the longest clip."""
     pixels = work.height * work.width
-    maps = _DECODE_COPIES * 4 * 4 * sizes.vae_channels * pixels * min(1.0, 16 / work.size_multiple) ** 2
+    maps = _DECODE_COPIES * 4 * sizes.vae_dtype.itemsize * sizes.vae_channels * pixels / sizes.vae_patch**2
     return int(maps) + max(4 * frames for frames, _ in work.clips) * 3 * 4 * pixels * 2

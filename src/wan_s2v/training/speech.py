@@ -248,7 +248,7 @@ class Synthesizer:
         self._callback = _Callback(self._receive)
         self._chunks: list[NDArray[np.int16]] = []
         self._events: list[tuple[int, str]] = []
-        self._library = self._load()
+        self._load()
 
     def voices(self, language: str) -> list[Voice]:
         """Every accent of `language` in every variant that the installed data has, held-out ones included.
@@ -281,16 +281,16 @@ class Synthesizer:
             if not low <= value <= high:
                 raise UsageError(f"{name}={value} is not accepted. Give a number from {low} to {high}.")
         self._chunks, self._events = [], []
-        self._library = self._load()
+        library = self._load()
         # A variant that does not exist would be left out without a word.
         known = voice.variant in ("", *self._variants())
-        if not known or self._library.espeak_SetVoiceByName(voice.name.encode()) != 0:
+        if not known or library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise UsageError(f"espeak-ng has no voice {voice.name!r}. Take one that Synthesizer.voices() lists.")
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_PITCH_RANGE, pitch_range), (_VOLUME, volume)):
-            self._library.espeak_SetParameter(parameter, value, 0)
+            library.espeak_SetParameter(parameter, value, 0)
         encoded = text.encode()
-        self._library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, _UTF8_SSML, None, None)
-        self._library.espeak_Synchronize()
+        library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, _UTF8_SSML, None, None)
+        library.espeak_Synchronize()
         if not self._chunks or not any(name for _, name in self._events):
             raise UsageError(f"Text {text!r} holds nothing that espeak-ng can say. Give words of the voice's language.")
         return self._utterance(np.concatenate(self._chunks), self._events)
@@ -319,7 +319,8 @@ class Synthesizer:
 
     def _variants(self) -> frozenset[str]:
         path = ctypes.c_char_p()
-        self._library.espeak_Info(ctypes.byref(path))
+        # Not a handle of its own: another instance may have closed it by loading the library afresh.
+        _opened[0].espeak_Info(ctypes.byref(path))
         return _files_in(Path((path.value or b"").decode()) / "voices" / "!v")
 
     def _receive(self, samples: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
