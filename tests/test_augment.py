@@ -13,7 +13,9 @@ from wan_s2v.training.augment import (
     add_noise,
     add_reverberation,
     augment,
+    change_dynamics,
     change_loudness,
+    change_voice,
     clip_peaks,
     coloured_noise,
     compose_music,
@@ -22,7 +24,18 @@ from wan_s2v.training.augment import (
     mix,
 )
 
-EFFECTS = [add_noise, add_music, add_reverberation, equalise, limit_band, clip_peaks, change_loudness, augment]
+EFFECTS = [
+    change_voice,
+    change_dynamics,
+    add_noise,
+    add_music,
+    add_reverberation,
+    equalise,
+    limit_band,
+    clip_peaks,
+    change_loudness,
+    augment,
+]
 
 
 def bursts(rows: int = 8, samples: int = 32_000) -> Tensor:
@@ -116,3 +129,16 @@ def test_reverberation_rings_after_the_sound() -> None:
     assert room[:, :4000].abs().max() < 1e-5
     assert torch.allclose(room[:, 4000], torch.ones(6), atol=1e-4)
     assert (room[:, 4200:6000].abs().amax(1) > 1e-4).all()
+
+
+def test_another_voice_keeps_its_pitch_and_moves_its_formants() -> None:
+    pulses = torch.zeros(16, 16_000)
+    pulses[:, ::128] = 1.0  # 125 Hz
+    times = torch.arange(400) / 16_000
+    ring = torch.exp(-300 * times) * torch.sin(2 * torch.pi * 700 * times)  # one formant at 700 Hz
+    voice = torch.nn.functional.conv1d(pulses[:, None], ring.flip(0)[None, None], padding=399)[:, 0, :16_000]
+    changed = change_voice(0.5 * voice / voice.abs().max(), seeded())
+    spectra = torch.fft.rfft(changed).abs()
+    assert (spectra[:, 100:2000:125].sum(1) * 3 < spectra[:, 125:2000:125].sum(1)).float().mean() > 0.7
+    peaks = 125 * spectra[:, ::125][:, :16].argmax(1)
+    assert peaks.min() < 700 < peaks.max()

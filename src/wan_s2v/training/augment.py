@@ -1,4 +1,4 @@
-"""What microphones, rooms, other people and music do to a voice, on whole batches, on any device.
+"""What other throats, microphones, rooms, people and music do to a voice, on whole batches, on any device.
 
 Nothing here moves a sound in time: filters have zero phase or keep the direct sound first, so mouth curves and labels
 of the clean clip stay true. `prosody` holds what does change time.
@@ -16,26 +16,71 @@ from wan_s2v.training.speech import SAMPLE_RATE
 
 # Share of the rows of a batch that each effect touches.
 _NOISE_SHARE, _MUSIC_SHARE, _ROOM_SHARE, _FILTER_SHARE, _BAND_SHARE, _CLIP_SHARE = 0.6, 0.25, 0.35, 0.6, 0.25, 0.1
+_VOICE_SHARE, _DYNAMICS_SHARE = 0.5, 0.5
 _QUIETEST_SPEECH = 0.01
+_FRAME, _HOP = 512, 128  # samples of the spectra in which a voice is changed
+_DYNAMICS_DB, _DYNAMICS_S = 7.0, 0.3
 
 
 def augment(waveforms: Tensor, generator: torch.Generator) -> Tensor:
     """Each row as another recording of the same speech.
 
-    Rooms, then noise and music, then the recording chain: filter, band limit, clipping, loudness.
+    The speaker, then rooms, noise and music, then the recording chain: filter, band limit, clipping, loudness.
 
     Args:
         waveforms: (B, S) float32 at 16 kHz in -1...1; S of at least 1600.
         generator: on the device of `waveforms`.
     Returns: (B, S) float32 in -1...1, same timing.
     """
-    result = _on_some(waveforms, _ROOM_SHARE, add_reverberation, generator)
+    result = _on_some(waveforms, _VOICE_SHARE, change_voice, generator)
+    result = _on_some(result, _DYNAMICS_SHARE, change_dynamics, generator)
+    result = _on_some(result, _ROOM_SHARE, add_reverberation, generator)
     result = _on_some(result, _NOISE_SHARE, add_noise, generator)
     result = _on_some(result, _MUSIC_SHARE, add_music, generator)
     result = _on_some(result, _FILTER_SHARE, equalise, generator)
     result = _on_some(result, _BAND_SHARE, limit_band, generator)
     result = _on_some(result, _CLIP_SHARE, clip_peaks, generator)
     return change_loudness(result, generator)
+
+
+def change_voice(waveforms: Tensor, generator: torch.Generator) -> Tensor:
+    """Another throat: formants 0.82 to 1.22 times as high, sharper or blunter, and up to 60 % of breath in the voice.
+
+    A synthesiser's voices are few and clean. The spectral envelope (the low part of the cepstrum) is moved along the
+    frequency axis; the fine structure above it, and so the pitch, stays.
+    """
+    rows, samples = waveforms.shape
+    window = torch.hann_window(_FRAME, device=waveforms.device)
+    spectrum = torch.stft(waveforms, _FRAME, _HOP, window=window, return_complex=True)  # (B, bins, frames)
+    level = spectrum.abs().clamp_min(1e-5).log()
+    cepstrum = torch.fft.irfft(level, n=_FRAME, dim=1)
+    quefrency = torch.arange(_FRAME, device=waveforms.device)
+    near = torch.minimum(quefrency, _FRAME - quefrency) < _uniform(rows, 14, 40, generator)
+    envelope = torch.fft.rfft(cepstrum * near[..., None], dim=1).real
+    bins = torch.arange(level.shape[1], device=waveforms.device)
+    source = (bins / _uniform(rows, 0.82, 1.22, generator)).clamp(max=level.shape[1] - 1)  # (B, bins)
+    low = source.floor().long().clamp(max=level.shape[1] - 2)
+    at_low, at_high = (torch.gather(envelope, 1, at[..., None].expand_as(level)) for at in (low, low + 1))
+    moved = torch.lerp(at_low, at_high, (source - low)[..., None])
+    breath = _uniform(rows, 0, 0.6, generator)[..., None]
+    noise = torch.randn(waveforms.shape, generator=generator, device=waveforms.device)
+    hiss = torch.stft(noise, _FRAME, _HOP, window=window, return_complex=True)
+    hiss = hiss / hiss.abs().mean() * moved.exp()
+    voiced = spectrum * (moved - envelope).exp()
+    changed = torch.istft((1 - breath) * voiced + breath * hiss, _FRAME, _HOP, window=window, length=samples)
+    return changed * (_loudness(waveforms) / _loudness(changed).clamp_min(1e-6))
+
+
+def change_dynamics(waveforms: Tensor, generator: torch.Generator) -> Tensor:
+    """Livelier speech: loudness wanders by up to 7 dB either way within about 0.3 s."""
+    rows, samples = waveforms.shape
+    knots = _uniform(rows, -_DYNAMICS_DB, _DYNAMICS_DB, generator, int(samples / (_DYNAMICS_S * SAMPLE_RATE)) + 2)
+    gain = torch.nn.functional.interpolate(knots[:, None], size=samples, mode="linear", align_corners=True)[:, 0]
+    return waveforms * 10 ** (gain / 20)
+
+
+def _loudness(waveforms: Tensor) -> Tensor:
+    return waveforms.square().mean(1, keepdim=True).sqrt()
 
 
 def add_noise(waveforms: Tensor, generator: torch.Generator) -> Tensor:
