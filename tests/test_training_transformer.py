@@ -171,7 +171,7 @@ def test_training_lowers_the_loss_and_measuring_is_repeatable(examples):
 
 
 def test_a_student_learns_the_guided_teachers_long_step(examples, monkeypatch):
-    monkeypatch.setattr("wan_s2v.training.distillation.WINDOWS", (6,))
+    monkeypatch.setattr("wan_s2v.training.transformer.WINDOWS", (6,))
     teacher, student = build_transformer(SMALL, seed=1), build_transformer(SMALL, seed=2)
     for parameter in teacher.parameters():
         torch.nn.init.normal_(parameter, std=0.05)

@@ -16,7 +16,7 @@ from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.decoder import decode_frames
 
 
-def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
+def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1/deviation per latent channel, (C, 1, 1, 1)."""
     mean = torch.tensor(vae.config.latents_mean, dtype=torch.float32, device=like.device)
     std = torch.tensor(vae.config.latents_std, dtype=torch.float32, device=like.device)
@@ -34,7 +34,7 @@ def encode_pixels(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
     assert pixels.shape[1] % FRAMES_PER_LATENT == 1, pixels.shape
     posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
     latents = posterior.mode()[0].float()
-    mean, inverse_std = _statistics(vae, latents)
+    mean, inverse_std = latent_statistics(vae, latents)
     return (latents - mean) * inverse_std
 
 
@@ -47,7 +47,7 @@ def decode_latents(vae: AutoencoderKLWan, latents: Tensor, num_frames: int) -> T
         num_frames: at most 1 + 4 · (F - 1).
     Returns: (3, num_frames, H, W) float32 in [-1, 1].
     """
-    mean, inverse_std = _statistics(vae, latents)
+    mean, inverse_std = latent_statistics(vae, latents)
     z = (latents.float() / inverse_std + mean)[None].to(vae.device, vae.dtype)
     assert num_frames <= 1 + FRAMES_PER_LATENT * (z.shape[2] - 1), (num_frames, z.shape)
     num_kept = min(z.shape[2], -(-num_frames // FRAMES_PER_LATENT))

@@ -27,7 +27,7 @@ from wan_s2v.training.speech import (
     Utterance,
 )
 from wan_s2v.training.texts import LANGUAGES, Split, random_text
-from wan_s2v.training.visemes import mouth_curve
+from wan_s2v.training.visemes import mouth_curve, to_video_rate
 
 CURVE_HZ, LABEL_HZ = 100, 50
 
@@ -149,6 +149,17 @@ def _stack(task: _Task) -> Corpus:
         energy=np.stack([np.round(clip.energy * 255).astype(np.uint8) for clip in clips]),
         languages=tuple(clip.language for clip in clips),
     )
+
+
+def curves_at_video_rate(
+    corpus: Corpus, fps: int, num_frames: int, first_frame: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mouth shapes (N, T, 6) and energy (N, T), 0...1, of video frames first_frame, ...; silence beyond the clips."""
+    steps = np.round((first_frame + np.arange(num_frames)) * CURVE_HZ / fps).astype(int)
+    last = corpus.energy.shape[1] - 1
+    energy = np.where((steps >= 0) & (steps <= last), corpus.energy[:, np.clip(steps, 0, last)], 0)
+    curves = [to_video_rate(curve / np.float32(255), fps, num_frames, first_frame) for curve in corpus.mouth]
+    return np.stack(curves), energy.astype(np.float32) / np.float32(255)
 
 
 def _check(split: str, seconds: float, language: str | None) -> None:

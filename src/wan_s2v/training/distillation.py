@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 
 from wan_s2v.denoise import make_scheduler
-from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.training.examples import USUAL_WINDOW, Examples
+from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
+from wan_s2v.training.examples import Examples
 from wan_s2v.training.loop import Budget, Loop
-from wan_s2v.training.transformer import FLOW_SHIFT, WINDOWS, Batch, compile_blocks, draw_batch, squared_error
+from wan_s2v.training.transformer import FLOW_SHIFT, Batch, squared_error, train_on_windows
 
 SUBSTEPS = 3  # of the teacher within one step of the student
 
@@ -56,36 +56,20 @@ def distil(
         num_steps: of a whole clip.
         guidance_scale: of the teacher's prompt and sound.
     """
-    generator = torch.Generator(student.device).manual_seed(seed)
-    choice = torch.Generator().manual_seed(seed)
     steps = steps_within(noise_range, num_steps)
-    loop = Loop(
-        student,
-        muon_lr=learning_rate,
-        adamw_lr=learning_rate / 2,
-        budget=budget,
-        checkpoint=checkpoint,
-        generators=(generator, choice),
-        report=report,
-        clip=1.0,
-    )
-    compile_blocks(student)
-    for _ in loop:
-        window = WINDOWS[int(torch.randint(len(WINDOWS), (), generator=choice))]
-        clips = max(1, batch * USUAL_WINDOW // window)
-        with_history = bool(torch.rand((), generator=choice) < 0.6)
-        drawn = draw_batch(examples, clips, window, with_history, generator)
+
+    def loss_of(drawn: Batch, generator: torch.Generator, choice: torch.Generator) -> Tensor:
         first, last = steps[int(torch.randint(len(steps), (), generator=choice))]
         latents = drawn.latents.float()
         noise = torch.randn(latents.shape, generator=generator, device=latents.device)
         noisy = (1 - first) * latents + first * noise
-        wanted = (noisy - _walk(teachers, drawn, examples.negative, noisy, (first, last), guidance_scale)) / (
-            first - last
-        )
+        reached = _walk(teachers, drawn, examples.negative, noisy, (first, last), guidance_scale)
         made = student(noisy, _timestep(first, latents), drawn.conditioning(student))
-        loop.step(squared_error(made, wanted, drawn.weights).mean())
-    loop.finish()
-    return loop
+        return squared_error(made, (noisy - reached) / (first - last), drawn.weights)
+
+    return train_on_windows(
+        student, examples, loss_of, budget, batch, learning_rate, seed=seed, checkpoint=checkpoint, report=report
+    )
 
 
 @torch.no_grad()
@@ -100,13 +84,14 @@ def _walk(
     """Where the guided teacher gets from `noisy` in several Euler steps."""
     first, last = step
     levels = [first + (last - first) * k / SUBSTEPS for k in range(SUBSTEPS + 1)]
-    unguided = batch.without_prompt_and_sound(negative)
+    sides = (batch,) if guidance_scale == 1 else (batch, batch.without_prompt_and_sound(negative))
+    conditionings: dict[WanS2VTransformer, list[Conditioning]] = {}  # the same at all levels of a teacher
     for level, following in itertools.pairwise(levels):
         teacher = teachers(level)
-        time = _timestep(level, noisy)
-        velocity = teacher(noisy, time, batch.conditioning(teacher))
-        if guidance_scale != 1:
-            other = teacher(noisy, time, unguided.conditioning(teacher))
+        if teacher not in conditionings:
+            conditionings[teacher] = [side.conditioning(teacher) for side in sides]
+        velocity, *unguided = (teacher(noisy, _timestep(level, noisy), known) for known in conditionings[teacher])
+        for other in unguided:
             velocity = other + guidance_scale * (velocity - other)
         noisy = noisy + (following - level) * velocity
     return noisy

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKLWan
 from torch import Tensor
@@ -18,17 +17,18 @@ from transformers import Wav2Vec2Model
 
 from wan_s2v.audio_features import aligned_feature_indices, num_audio_features
 from wan_s2v.clips import FRAMES_PER_LATENT, WARM_UP_FRAMES
+from wan_s2v.latents import latent_statistics
 from wan_s2v.prompt import NEGATIVE_PROMPT, clean_prompt
 from wan_s2v.training.augment import augment
-from wan_s2v.training.corpus import CURVE_HZ, Corpus
+from wan_s2v.training.corpus import Corpus, curves_at_video_rate
 from wan_s2v.training.free_prompts import describe_freely
 from wan_s2v.training.identities import Identities, sample_identities
 from wan_s2v.training.motion import FPS, Controls, reference_motion, sample_controls, sample_motion
+from wan_s2v.training.pool import frame_batches
 from wan_s2v.training.portraits import draw_pose, eye_box, mouth_box, render
 from wan_s2v.training.prompts import Language, describe, identity_facts
 from wan_s2v.training.speech_encoder import encode_states, normalise
 from wan_s2v.training.vae import decode_sequence, encode_sequence
-from wan_s2v.training.visemes import to_video_rate
 
 MOTION_FRAMES = 9  # the embedded model's memory: one image latent and two of four frames
 MOTION_LATENTS = 3
@@ -64,7 +64,7 @@ class Examples:
         motion: (N, S, C, 3, h, w), the history of the windows that begin at `starts` (N, S); the first leaves room for
             the longest window, all of them for the usual one.
         audio: (N, layers, C_audio, 4F) speech features of every frame.
-        pose: (N, C, F, h, w), zero where `has_pose` (N,) is false.
+        pose: (N, C, F, h, w), zero for most clips.
         prompts: (N, P, L, C_text), padded with zeros.
         plain: (N,) whether the clip is what a user gets who writes no prompt.
         weights: (N, F, h, w) of the loss.
@@ -78,7 +78,6 @@ class Examples:
     starts: Tensor
     audio: Tensor
     pose: Tensor
-    has_pose: Tensor
     prompts: Tensor
     plain: Tensor
     weights: Tensor
@@ -138,27 +137,16 @@ def make_examples(corpus: Corpus, encoders: Encoders, *, size: int = 256, seed: 
 
 def mouth_and_energy(corpus: Corpus) -> tuple[Tensor, Tensor]:
     """(N, T, 6) and (N, T) at 16 fps of the frames -4, -3, … of each utterance; silence before the sound."""
-    frames = _FIRST_FRAME + np.arange(1 + FRAMES_PER_LATENT * CLIP_LATENTS)
-    steps = np.round(frames * CURVE_HZ / FPS).astype(int)
-    sounding = (steps >= 0) & (steps < corpus.energy.shape[1])
-    energy = np.where(sounding, corpus.energy[:, np.clip(steps, 0, corpus.energy.shape[1] - 1)] / 255, 0)
-    curves = [to_video_rate(curve / np.float32(255), FPS, len(frames), _FIRST_FRAME) for curve in corpus.mouth]
-    return torch.from_numpy(np.stack(curves)), torch.from_numpy(energy).float()
+    num_frames = 1 + FRAMES_PER_LATENT * CLIP_LATENTS
+    mouth, energy = curves_at_video_rate(corpus, FPS, num_frames, _FIRST_FRAME)
+    return torch.from_numpy(mouth), torch.from_numpy(energy)
 
 
 def render_clips(people: Identities, motion: Tensor, size: int, *, poses: bool = False) -> Tensor:
     """(n, T, 3, size, size) in [-1, 1] of n people moving as (n, T, channels); skeletons instead with `poses`."""
     draw = draw_pose if poses else render
-    rows = motion.flatten(0, 1)
-    index = torch.arange(len(people), device=motion.device).repeat_interleave(motion.shape[1])
-    parts = [draw(people[who], rows[who_rows], size, size) for who, who_rows in _batches(index)]
-    return (torch.cat(parts) * 2 - 1).unflatten(0, motion.shape[:2])
-
-
-def _batches(index: Tensor) -> Iterator[tuple[Tensor, slice]]:
-    for first in range(0, len(index), _RENDER_BATCH):
-        part = slice(first, first + _RENDER_BATCH)
-        yield index[part], part
+    batches = frame_batches(people, motion, _RENDER_BATCH, motion.device)
+    return (torch.cat([draw(who, how, size, size) for who, how in batches]) * 2 - 1).unflatten(0, motion.shape[:2])
 
 
 def _encode_clips(
@@ -177,8 +165,7 @@ def _encode_clips(
         seen = decode(vae, latents)
     before = torch.stack([_frames_before(clip, row) for clip, row in zip(seen, starts, strict=True)])
     pose = torch.zeros_like(latents[:, :, 1:])
-    has_pose = bool(torch.rand((), generator=generator) < _POSE_SHARE)
-    if has_pose:
+    if torch.rand((), generator=generator) < _POSE_SHARE:
         skeletons = render_clips(people, motion[:, 1:], size, poses=True)
         pose = encode(vae, torch.cat((skeletons[:, :1], skeletons), dim=1))[:, :, 1:]
     motion_latents = encode(vae, before.flatten(0, 1)).unflatten(0, (count, NUM_STARTS))
@@ -190,7 +177,6 @@ def _encode_clips(
         "motion": motion_latents.to(dtype),
         "starts": torch.tensor(starts, device=motion.device),
         "pose": pose.to(dtype),
-        "has_pose": torch.full((count,), has_pose, device=motion.device),
         "weights": loss_weights(people, motion[:, 1:], latents.shape[-1]).to(dtype),
     }
 
@@ -214,25 +200,20 @@ def encode(vae: AutoencoderKLWan, frames: Tensor) -> Tensor:
     """(n, 4k+1, 3, H, W) in [-1, 1] → normalised latents (n, C, k+1, h, w) float32."""
     with torch.autocast(frames.device.type, torch.bfloat16):
         latents = encode_sequence(vae, frames.transpose(1, 2))[0].float()
-    mean, std = _statistics(vae, latents)
-    return (latents - mean) / std
+    mean, inverse_std = latent_statistics(vae, latents)
+    return (latents - mean) * inverse_std
 
 
 def decode(vae: AutoencoderKLWan, latents: Tensor) -> Tensor:
     """The reverse of `encode`."""
-    mean, std = _statistics(vae, latents)
+    mean, inverse_std = latent_statistics(vae, latents)
     with torch.autocast(latents.device.type, torch.bfloat16):
-        return decode_sequence(vae, latents * std + mean).float().clamp(-1, 1).transpose(1, 2)
-
-
-def _statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
-    mean, std = (torch.tensor(v, device=like.device) for v in (vae.config.latents_mean, vae.config.latents_std))
-    return mean.view(-1, 1, 1, 1), std.view(-1, 1, 1, 1)
+        return decode_sequence(vae, latents / inverse_std + mean).float().clamp(-1, 1).transpose(1, 2)
 
 
 def loss_weights(people: Identities, motion: Tensor, cells: int) -> Tensor:
     """(n, F, cells, cells): 1, and more where the mouth or the eyes are in one of a latent's four frames."""
-    who = people[torch.arange(len(people), device=motion.device).repeat_interleave(motion.shape[1])]
+    who = people.repeat(motion.shape[1])
     edges = torch.arange(cells, device=motion.device) / cells
     total = torch.ones((), device=motion.device)
     for box, extra in ((mouth_box, MOUTH_WEIGHT), (eye_box, EYE_WEIGHT)):

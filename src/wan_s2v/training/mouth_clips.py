@@ -13,16 +13,17 @@ from torch import Tensor
 
 from wan_s2v.evaluation.mouth_reader import FRAME_SIZE, OPEN, mouth_region
 from wan_s2v.training.clothes import draw_body
-from wan_s2v.training.corpus import CURVE_HZ, Corpus
+from wan_s2v.training.corpus import CURVE_HZ, Corpus, curves_at_video_rate
 from wan_s2v.training.faces import draw_beard, draw_folds, draw_nose, draw_skin, face_outline
 from wan_s2v.training.hair import Hair, draw_cover, draw_hair, draw_hair_behind
 from wan_s2v.training.identities import Identities, sample_identities
 from wan_s2v.training.motion import FPS, sample_controls, sample_motion
 from wan_s2v.training.mouths import draw_mouth
+from wan_s2v.training.pool import frame_batches
 from wan_s2v.training.portraits import eye_box, mouth_box, render
 from wan_s2v.training.poses import NUM_MOUTH_CHANNELS, look, unpack_motion
 from wan_s2v.training.shapes import Window, place_window
-from wan_s2v.training.visemes import CLOSED, TEETH, TONGUE, to_video_rate
+from wan_s2v.training.visemes import CLOSED, TEETH, TONGUE
 
 PATCH_SIZE = (88, 112)  # pixels of a frame of 256x256: the largest region that is read, with room to move
 FACE_SIZE = 128
@@ -67,11 +68,9 @@ class Clips:
 
 def speech_curves(corpus: Corpus) -> tuple[Tensor, Tensor]:
     """Mouth shapes (n, T, 6) and energy (n, T) of a corpus at 16 fps."""
-    seconds = corpus.mouth.shape[1] / CURVE_HZ
-    num_frames = int(seconds * FPS)
-    mouth = [to_video_rate(curve.astype("float32") / 255, FPS, num_frames) for curve in corpus.mouth]
-    nearest = (torch.arange(num_frames) / FPS * CURVE_HZ).round().long()
-    return torch.stack([torch.from_numpy(m) for m in mouth]), torch.from_numpy(corpus.energy)[:, nearest].float() / 255
+    num_frames = corpus.mouth.shape[1] * FPS // CURVE_HZ
+    mouth, energy = curves_at_video_rate(corpus, FPS, num_frames)
+    return torch.from_numpy(mouth), torch.from_numpy(energy)
 
 
 def visible_shapes(mouth: Tensor) -> Tensor:
@@ -84,6 +83,7 @@ def visible_shapes(mouth: Tensor) -> Tensor:
     return shapes
 
 
+@torch.no_grad()
 def render_faces(mouth: Tensor, energy: Tensor, seed: int, device: torch.device, *, per_person: int = 4) -> Faces:
     """Random frames of the clips, each clip another person.
 
@@ -93,21 +93,22 @@ def render_faces(mouth: Tensor, energy: Tensor, seed: int, device: torch.device,
     people, motion = _people(mouth, energy, seed)
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(motion.shape[1], (len(motion), per_person), generator=generator)
-    rows = motion.gather(1, picks[..., None].expand(-1, -1, motion.shape[2])).flatten(0, 1)
+    picked = motion.gather(1, picks[..., None].expand(-1, -1, motion.shape[2]))
     images, boxes = [], []
-    for who, how in _batches(people, rows, per_person, FACE_SIZE**2, device):
+    for who, how in frame_batches(people, picked, _RENDER_PIXELS // FACE_SIZE**2, device):
         images.append((render(who, how, FACE_SIZE, FACE_SIZE) * 255 + 0.5).to(torch.uint8))
         boxes.append(torch.cat((mouth_box(who, how), eye_box(who, how)), dim=1))
     return Faces(torch.cat(images), torch.cat(boxes))
 
 
+@torch.no_grad()
 def render_mouths(mouth: Tensor, energy: Tensor, seed: int, device: torch.device) -> Mouths:
     """The mouths of clips, each clip another person; arguments as for `render_faces`."""
     people, motion = _people(mouth, energy, seed)
     count, num_frames = motion.shape[:2]
     patches = torch.empty(count * num_frames, 3, *PATCH_SIZE, dtype=torch.uint8, device=device)
     boxes, first = [], 0
-    for who, how in _batches(people, motion.flatten(0, 1), num_frames, PATCH_SIZE[0] * PATCH_SIZE[1], device):
+    for who, how in frame_batches(people, motion, _RENDER_PIXELS // (PATCH_SIZE[0] * PATCH_SIZE[1]), device):
         patch, box = render_patches(who, how)
         patches[first : first + len(patch)] = (patch * 255 + 0.5).to(torch.uint8)
         boxes.append(box)
@@ -121,11 +122,12 @@ def render_mouths(mouth: Tensor, energy: Tensor, seed: int, device: torch.device
     )
 
 
+@torch.no_grad()
 def render_clips(mouth: Tensor, energy: Tensor, seed: int, device: torch.device) -> Clips:
     """Whole frames of clips, each clip another person; arguments as for `render_faces`."""
     people, motion = _people(mouth, energy, seed)
     frames, boxes = [], []
-    for who, how in _batches(people, motion.flatten(0, 1), motion.shape[1], FRAME_SIZE**2, device):
+    for who, how in frame_batches(people, motion, _RENDER_PIXELS // FRAME_SIZE**2, device):
         frames.append((render(who, how, FRAME_SIZE, FRAME_SIZE) * 255 + 0.5).to(torch.uint8))
         boxes.append(torch.cat((mouth_box(who, how), eye_box(who, how)), dim=1))
     shape = motion.shape[:2]
@@ -137,17 +139,6 @@ def _people(mouth: Tensor, energy: Tensor, seed: int) -> tuple[Identities, Tenso
     generator = torch.Generator().manual_seed(seed)
     people = sample_identities(len(mouth), generator)
     return people, sample_motion(mouth, energy, sample_controls(len(mouth), generator), generator)
-
-
-@torch.no_grad()
-def _batches(
-    people: Identities, rows: Tensor, rows_per_person: int, pixels: int, device: torch.device
-) -> list[tuple[Identities, Tensor]]:
-    """People and motion (rows, channels) in parts that fit into memory, on the device."""
-    index = torch.arange(len(people)).repeat_interleave(rows_per_person)
-    size = max(1, _RENDER_PIXELS // pixels)
-    parts = [slice(first, first + size) for first in range(0, len(rows), size)]
-    return [(people[index[part]].to(device), rows[part].to(device)) for part in parts]
 
 
 @torch.no_grad()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wan_s2v.training.identities import sample_identities
+from wan_s2v.training.identities import Identities, sample_identities
 from wan_s2v.training.motion import sample_controls, sample_motion
 from wan_s2v.training.portraits import eye_box, mouth_box, render
 
@@ -78,9 +79,7 @@ def _randint(high: int, generator: torch.Generator) -> int:
 
 
 @torch.no_grad()
-def render_pool(
-    num_clips: int, num_frames: int, size: int, seed: int, device: torch.device, dtype: torch.dtype = torch.float32
-) -> Pool:
+def render_pool(num_clips: int, num_frames: int, size: int, seed: int, device: torch.device) -> Pool:
     """Clips of as many people, each moving to a random babble of mouth shapes.
 
     Args:
@@ -91,17 +90,27 @@ def render_pool(
     mouth, energy = random_babble(num_clips, num_frames, generator)
     motion = sample_motion(mouth, energy, sample_controls(num_clips, generator), generator)
     frames = torch.empty(num_clips, num_frames, 3, size, size, dtype=torch.uint8, device=device)
-    flat = frames.view(-1, 3, size, size)
-    rows = motion.flatten(0, 1)
-    index = torch.arange(num_clips).repeat_interleave(num_frames)
-    boxes = []
-    for first in range(0, len(rows), RENDER_BATCH):
-        part = slice(first, first + RENDER_BATCH)
-        who, how = people[index[part]].to(device, dtype), rows[part].to(device, dtype)
-        flat[part] = (render(who, how, size, size).float() * 255 + 0.5).to(torch.uint8)
-        boxes.append(torch.cat((mouth_box(who, how), eye_box(who, how)), dim=1).float())
+    flat, boxes, first = frames.view(-1, 3, size, size), [], 0
+    for who, how in frame_batches(people, motion, RENDER_BATCH, device):
+        flat[first : first + len(how)] = (render(who, how, size, size) * 255 + 0.5).to(torch.uint8)
+        boxes.append(torch.cat((mouth_box(who, how), eye_box(who, how)), dim=1))
+        first += len(how)
     mouths, eyes = torch.cat(boxes).cpu().view(num_clips, num_frames, 8).split(4, dim=-1)
     return Pool(frames, mouths, eyes)
+
+
+def frame_batches(
+    people: Identities, motion: Tensor, at_once: int, device: torch.device
+) -> Iterator[tuple[Identities, Tensor]]:
+    """All frames of clips, in order, in parts that can be drawn at once: people and motion (frames, channels).
+
+    Args:
+        people: n, one a clip.
+        motion: (n, T, channels).
+    """
+    index = torch.arange(len(people)).repeat_interleave(motion.shape[1])
+    for part, rows in zip(index.split(at_once), motion.flatten(0, 1).split(at_once), strict=True):
+        yield people[part].to(device), rows.to(device)
 
 
 def random_babble(num_clips: int, num_frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

@@ -66,6 +66,7 @@ NUM_STEPS = 8
 CLIP_SECONDS = 8.0
 HELD_OUT_SEED = 987654
 SHARD_SIZE = "14MB"
+_TRUNK = "transformer_trunk"
 _RANK_SEEDS, _MOST_RANKS = 1000, 64  # distance of the seeds of processes that train together
 SAMPLING_DEFAULTS: dict[str, Any] = {
     "motion_frames": MOTION_FRAMES,
@@ -109,6 +110,11 @@ class Run:
 
     def checkpoint(self, stage: str) -> Path:
         return self.folder / f"{stage}.checkpoint.safetensors"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which transformers are trained."""
+        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     def rate(self, default: float) -> float:
         return default if self.learning_rate is None else self.learning_rate
@@ -238,7 +244,7 @@ def transformer(run: Run) -> dict[str, Any]:
     """Train one transformer for all noise levels: the trunk of both experts."""
     examples = prepare_examples(run)
     held_out = prepare_examples(run, held_out=True)
-    return _train(run, examples, held_out, "transformer_trunk", "transformer_trunk", (0.0, 1.0), 1e-3)
+    return _train(run, examples, held_out, _TRUNK, (0.0, 1.0), 1e-3)
 
 
 def high_noise(run: Run) -> dict[str, Any]:
@@ -258,12 +264,12 @@ def baseline(run: Run) -> dict[str, Any]:
 
 def distil_high(run: Run) -> dict[str, Any]:
     """Teach the high-noise expert to need few steps and no guidance."""
-    return _distil(run, "transformer", (boundary_ratio(), 1.0))
+    return _distil(run, "transformer", "transformer_high", (boundary_ratio(), 1.0))
 
 
 def distil_low(run: Run) -> dict[str, Any]:
     """Teach the low-noise expert to need few steps and no guidance."""
-    return _distil(run, "transformer_2", (0.0, boundary_ratio()))
+    return _distil(run, "transformer_2", "transformer_low", (0.0, boundary_ratio()))
 
 
 def pack(run: Run) -> dict[str, Any]:
@@ -345,13 +351,13 @@ def load_transformer(folder: Path, name: str, device: torch.device) -> WanS2VTra
     return model.to(device)
 
 
-def assemble(folder: Path, high: str = "transformer", low: str = "transformer_2") -> WanS2VPipeline:
+def assemble(folder: Path) -> WanS2VPipeline:
     """The pipeline of the parts in a folder, on the CPU."""
     cpu = torch.device("cpu")
     encoders = load_encoders(folder, cpu)
     return WanS2VPipeline(
-        transformer=load_transformer(folder, high, cpu).eval(),
-        transformer_2=load_transformer(folder, low, cpu).eval(),
+        transformer=load_transformer(folder, "transformer", cpu).eval(),
+        transformer_2=load_transformer(folder, "transformer_2", cpu).eval(),
         boundary_ratio=boundary_ratio(),
         vae=encoders.vae,
         audio_encoder=encoders.speech,
@@ -375,7 +381,7 @@ def start_processes(device: str) -> torch.device:
 
 def _expert(run: Run, name: str, noise_range: tuple[float, float]) -> dict[str, Any]:
     held_out = prepare_examples(run, held_out=True)
-    return _train(run, prepare_examples(run), held_out, name, "transformer_trunk", noise_range, 5e-4)
+    return _train(run, prepare_examples(run), held_out, name, noise_range, 5e-4)
 
 
 def _train(
@@ -383,16 +389,14 @@ def _train(
     examples: Examples,
     held_out: Examples,
     name: str,
-    start: str,
     noise_range: tuple[float, float],
     learning_rate: float,
 ) -> dict[str, Any]:
-    """Train the transformer `name`, from itself or from `start` where it is new."""
-    source = name if (run.folder / name).is_dir() else start
+    """Train the transformer `name`, from itself or from the trunk where it is new."""
+    source = name if (run.folder / name).is_dir() else _TRUNK
     exists = (run.folder / source).is_dir()
     model = load_transformer(run.folder, source, run.device) if exists else build_transformer().to(run.device)
-    dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
-    model.to(dtype)
+    model.to(run.dtype)
     loop = train_transformer(
         model,
         examples,
@@ -411,12 +415,12 @@ def _train(
     return _record(loop, run, held_out=dict(zip(map(str, sigmas), losses, strict=True)))
 
 
-def _distil(run: Run, name: str, noise_range: tuple[float, float]) -> dict[str, Any]:
+def _distil(run: Run, name: str, expert: str, noise_range: tuple[float, float]) -> dict[str, Any]:
+    """Train the student `name`, from itself or from its expert where it is new."""
     examples = prepare_examples(run)
-    dtype = torch.bfloat16 if run.device.type == "cuda" else torch.float32
-    high, low = (load_transformer(run.folder, f"transformer_{k}", run.device).to(dtype) for k in ("high", "low"))
-    start = name if (run.folder / name).is_dir() else {"transformer": "transformer_high"}.get(name, "transformer_low")
-    student = load_transformer(run.folder, start, run.device).to(dtype)
+    high, low = (load_transformer(run.folder, f"transformer_{k}", run.device).to(run.dtype) for k in ("high", "low"))
+    start = name if (run.folder / name).is_dir() else expert
+    student = load_transformer(run.folder, start, run.device).to(run.dtype)
     loop = distil(
         student,
         lambda sigma: high if sigma >= boundary_ratio() else low,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +80,7 @@ class Batch:
 
     def without_prompt_and_sound(self, negative: Tensor) -> Batch:
         """The same clips as guidance sees them on its other side."""
-        prompts = negative.expand_as(self.prompts)
-        values = self.__dict__ | {"prompts": prompts, "audio": torch.zeros_like(self.audio)}
-        return Batch(**values)
+        return replace(self, prompts=negative.expand_as(self.prompts), audio=torch.zeros_like(self.audio))
 
 
 def build_transformer(config: dict[str, Any] = TRANSFORMER_CONFIG, seed: int = 0) -> WanS2VTransformer:
@@ -222,6 +220,33 @@ def train_transformer(
         batch: clips of the usual length in a step; more of shorter ones.
         seed: differs between processes that train together.
     """
+
+    def loss_of(drawn: Batch, generator: torch.Generator, _choice: torch.Generator) -> Tensor:
+        sigmas = sample_sigmas(len(drawn.latents), noise_range, generator)
+        return flow_loss(transformer, drawn, sigmas, generator)
+
+    return train_on_windows(
+        transformer, examples, loss_of, budget, batch, learning_rate, seed=seed, checkpoint=checkpoint, report=report
+    )
+
+
+def train_on_windows(
+    transformer: WanS2VTransformer,
+    examples: Examples,
+    loss_of: Callable[[Batch, torch.Generator, torch.Generator], Tensor],
+    budget: Budget,
+    batch: int,
+    learning_rate: float,
+    *,
+    seed: int,
+    checkpoint: Path | None,
+    report: Callable[[str], None],
+) -> Loop:
+    """Train in place on random windows, with and without a history.
+
+    Args:
+        loss_of: (B,) losses of a batch; its generators are on the transformer's device and on the CPU.
+    """
     generator = torch.Generator(transformer.device).manual_seed(seed)
     choice = torch.Generator().manual_seed(seed)
     loop = Loop(
@@ -237,11 +262,10 @@ def train_transformer(
     compile_blocks(transformer)
     for _ in loop:
         window = WINDOWS[int(torch.randint(len(WINDOWS), (), generator=choice))]
-        with_history = bool(torch.rand((), generator=choice) < _HISTORY_SHARE)
         clips = max(1, batch * USUAL_WINDOW // window)
+        with_history = bool(torch.rand((), generator=choice) < _HISTORY_SHARE)
         drawn = draw_batch(examples, clips, window, with_history, generator)
-        sigmas = sample_sigmas(clips, noise_range, generator)
-        loop.step(flow_loss(transformer, drawn, sigmas, generator).mean())
+        loop.step(loss_of(drawn, generator, choice).mean())
     loop.finish()
     return loop
 
