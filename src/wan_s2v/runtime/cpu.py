@@ -3,7 +3,7 @@
 Measured on two cores in float32 with a VAE of few channels: at 1280x720 the norm's reduction over channels took 60 % of
 a decode in `linalg_vector_norm`, and small 3D convolutions ran in a plain loop (65 ms against 1.2 ms for 4 channels of
 4 x 130 x 194). Results equal those of the plain modules to 3e-6, in bfloat16 to its rounding. In bfloat16 the embedded
-model's VAE decodes 25 frames of 256x256 in 2.3 s (plain modules 2.8 s, float32 4.5 s; two cores with AMX).
+model's VAE decodes 25 frames of 256x256 in 2.3 s (plain modules 2.8 s, float32 4.5 s; two cores).
 """
 
 from __future__ import annotations
