@@ -288,7 +288,9 @@ def test_doctor_checks_a_model(wan_s2v, model, tmp_path):
     good = wan_s2v("doctor", model, "--json")
     assert good.code == 0
     assert good.json["models"][0]["tensors"] > 100
-    assert "read and finite" in wan_s2v("doctor", model).out.replace("\n", " ")
+    shown = " ".join(wan_s2v("doctor", model).out.split())
+    assert f"{model.name} s2v, official layout" in shown
+    assert "read and finite" in shown
     bad = wan_s2v("doctor", tmp_path, "--json")
     assert bad.code == 1
     assert "not complete" in bad.errors[0]

@@ -99,7 +99,7 @@ def _sections(findings: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
         ("encoders", [(name, "yes" if found else "missing") for name, found in findings["encoders"].items()]),
         ("memory", devices),
         ("disk", [(_gib(free), place) for place, free in findings["disk_free_gib"].items()]),
-        ("models", [(m["name"], m.get("problem") or _model_text(m)) for m in findings["models"]]),
+        ("models", [(_model_label(m), m.get("problem") or _model_text(m)) for m in findings["models"]]),
         ("S2V-14B in bf16", fits),
     ]
 
@@ -114,10 +114,15 @@ def _offloaded_text(fit: dict[str, Any]) -> str:
     return f", {_gib(fit['needs_offloaded_gib'])} with --enable-cpu-offload"
 
 
+def _model_label(found: dict[str, Any]) -> str:
+    """The last part of a path that a person gave: a long path would leave no room for what was found there."""
+    return Path(found["name"]).name if found["required"] else str(found["name"])
+
+
 def _model_text(found: dict[str, Any]) -> str:
     read = ", all of them read and finite" if found["required"] else ""
     size = size_text(found["gib"] * _GIB)
-    return f"{found['kind']}, {found['layout']} layout, {size}, {found['tensors']} tensors{read}"
+    return f"{found['kind']}, {found['layout']} layout, {size}, {found['tensors']} tensors{read}: {found['path']}"
 
 
 def _gib(value: float | None) -> str:
