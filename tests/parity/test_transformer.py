@@ -16,7 +16,7 @@ from wan_s2v.models.layers import sinusoidal_embedding
 from wan_s2v.models.motion import MotionPacker
 from wan_s2v.models.tokens import Grid, grid_positions
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
-from wan_s2v.ops.norm import layer_norm, rms_norm
+from wan_s2v.ops.norm import add_update, layer_norm, rms_norm
 from wan_s2v.ops.rope import RotaryTable, apply_rotary, rotary_table
 from wan_s2v.weights import find_checkpoint, load_model
 from wan_s2v.weights.names import rename, transformer_names
@@ -68,7 +68,7 @@ def test_noise_prediction_equals_the_official_model(transformers, name, case):
     model = transformers[name]
     trace: dict[str, torch.Tensor] = {}
     hooks = [
-        block.register_forward_hook(lambda _m, _i, out, k=i: trace.__setitem__(f"block{k}_out", out))
+        block.register_forward_hook(lambda _m, _i, out, k=i: trace.__setitem__(f"block{k}_out", add_update(*out)))
         for i, block in enumerate(model.blocks)
     ]
     hooks.append(model.blocks[0].register_forward_pre_hook(lambda _m, args: trace.__setitem__("block0_in", args[0])))

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_s2v.models.layers import Attention, KeysValues
-from wan_s2v.ops.norm import layer_norm
+from wan_s2v.ops.norm import Affine, Rows, layer_norm, modulation
 
 ADAIN_EPS = 1e-5  # differs from every other norm of the model
 
@@ -76,7 +76,7 @@ def _norm_silu(x: Tensor) -> Tensor:
 
 
 class AudioModulation(NamedTuple):
-    """AdaIN of one injector: each (B·F, 1, C) float32."""
+    """AdaIN of one injector: each (B, F, C) float32."""
 
     shift: Tensor
     scale: Tensor
@@ -91,8 +91,8 @@ class AdaIN(nn.Module):
 
     def modulation(self, summary: Tensor) -> AudioModulation:
         """summary: (B, F, C) → shift and scale per frame."""
-        frames = F.silu(summary).flatten(0, 1)[:, None].to(self.linear.weight.dtype)
-        return AudioModulation(*self.linear(frames).float().chunk(2, dim=-1))
+        values = self.linear(F.silu(summary).to(self.linear.weight.dtype)).float()
+        return AudioModulation(*(part.contiguous() for part in values.chunk(2, dim=-1)))
 
 
 class AudioInjector(nn.Module):
@@ -100,7 +100,7 @@ class AudioInjector(nn.Module):
 
     def __init__(self, dim: int, num_heads: int, num_injections: int, use_adain: bool, eps: float) -> None:
         super().__init__()
-        self.eps = eps
+        self.dim, self.eps = dim, eps
         self.attentions = nn.ModuleList(Attention(dim, num_heads, eps) for _ in range(num_injections))
         self.adain = nn.ModuleList(AdaIN(dim) for _ in range(num_injections)) if use_adain else None
 
@@ -116,19 +116,22 @@ class AudioInjector(nn.Module):
         summary = embeds.summary
         return tuple(layer.modulation(summary) for layer in self.adain if isinstance(layer, AdaIN))
 
-    def forward(self, x: Tensor, index: int, keys_values: KeysValues, modulation: AudioModulation | None) -> Tensor:
+    def norm(self, modulation_of_audio: AudioModulation | None, num_noise: int, tokens_per_frame: int) -> Affine:
+        """What makes the queries of an injection from the noise tokens of the stream."""
+        if modulation_of_audio is None:
+            plain = torch.zeros(1, 1, self.dim, device=self._attentions()[0].to_q.weight.device)
+            return modulation(Rows(plain, num_noise), Rows(plain, num_noise), num_noise, self.eps)
+        shift, scale = (Rows(values, tokens_per_frame) for values in modulation_of_audio)
+        return modulation(shift, scale, num_noise, ADAIN_EPS)
+
+    def forward(self, frames: Tensor, index: int, keys_values: KeysValues) -> Tensor:
         """What injection `index` adds to the noise tokens.
 
         Args:
-            x: (B·F, tokens per frame, C) float32.
-        Returns: same shape, in the parameters' dtype.
+            frames: (B·F, tokens per frame, C), normed.
+        Returns: same shape and dtype.
         """
-        if modulation is None:
-            normed = layer_norm(x, self.eps)
-        else:
-            normed = torch.addcmul(modulation.shift, layer_norm(x, ADAIN_EPS), 1 + modulation.scale)
-        attention = self._attentions()[index]
-        return attention(normed.to(attention.to_q.weight.dtype), keys_values)
+        return self._attentions()[index](frames, keys_values)
 
     def _attentions(self) -> list[Attention]:
         return [layer for layer in self.attentions if isinstance(layer, Attention)]

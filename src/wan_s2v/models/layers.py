@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_s2v.ops.attention import attention
-from wan_s2v.ops.norm import rms_norm
-from wan_s2v.ops.rope import RotaryTable, apply_rotary
+from wan_s2v.ops.rope import RotaryTable, norm_and_turn
 
 
 class KeysValues(NamedTuple):
@@ -21,15 +20,16 @@ class KeysValues(NamedTuple):
 
 
 class RMSNorm(nn.Module):
-    """RMS norm over the full width, before the split into heads."""
+    """RMS norm over the full width, before the split into heads, which are then turned where a table is given."""
 
-    def __init__(self, dim: int, eps: float) -> None:
+    def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
-        self.eps = eps
+        self.num_heads, self.eps = num_heads, eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, rotary: RotaryTable | None = None) -> Tensor:
+        """(B, L, C), which may be overwritten → heads (B, L, N, D)."""
+        return norm_and_turn(x, self.weight, self.eps, self.num_heads, rotary)
 
 
 class Attention(nn.Module):
@@ -42,24 +42,20 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])
-        self.norm_q = RMSNorm(dim, eps)
-        self.norm_k = RMSNorm(dim, eps)
+        self.norm_q = RMSNorm(dim, num_heads, eps)
+        self.norm_k = RMSNorm(dim, num_heads, eps)
 
-    def keys_values(self, context: Tensor) -> KeysValues:
+    def keys_values(self, context: Tensor, rotary: RotaryTable | None = None) -> KeysValues:
         """Keys and values of (B, M, C) tokens; computed once where the context does not change with the step."""
         context = context.to(self.to_k.weight.dtype)
-        return KeysValues(self._heads(self.norm_k(self.to_k(context))), self._heads(self.to_v(context)))
+        values = self.to_v(context).unflatten(-1, (self.num_heads, -1))
+        return KeysValues(self.norm_k(self.to_k(context), rotary), values)
 
     def forward(self, x: Tensor, keys_values: KeysValues | None = None, rotary: RotaryTable | None = None) -> Tensor:
         """Attend from x (B, L, C) to given keys and values, or to x itself; `rotary` turns q and own k."""
-        q = self._heads(self.norm_q(self.to_q(x)))
-        k, v = self.keys_values(x) if keys_values is None else keys_values
-        if rotary is not None:
-            q, k = apply_rotary(q, rotary), apply_rotary(k, rotary)
+        q = self.norm_q(self.to_q(x), rotary)
+        k, v = self.keys_values(x, rotary) if keys_values is None else keys_values
         return self.to_out[0](attention(q, k, v))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.num_heads, -1))
 
 
 class MLP(nn.Module):

@@ -22,7 +22,7 @@ from wan_s2v.models.audio_injection import AudioInjector, AudioModulation, Causa
 from wan_s2v.models.layers import MLP, Attention, KeysValues, linear_float32, sinusoidal_embedding
 from wan_s2v.models.motion import KEEP_ALL, MotionPacker
 from wan_s2v.models.tokens import Grid, TokenLayout
-from wan_s2v.ops.norm import TwoPart, gated_residual, layer_norm, modulated_norm
+from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation
 from wan_s2v.ops.rope import RotaryTable, rotary_table
 
 
@@ -92,22 +92,35 @@ class WanS2VBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
-        self, x: Tensor, noise_rows: Tensor, context_rows: Tensor, num_noise: int, rotary: RotaryTable, text: KeysValues
-    ) -> Tensor:
-        """x (B, L, C) float32 → same; `*_rows` are time embeddings (B, 6, C) of the two parts of the sequence."""
-        dtype = self.attn1.to_q.weight.dtype
-        shift1, scale1, gate1, shift2, scale2, gate2 = self._modulation(noise_rows, context_rows)
-        hidden = modulated_norm(x, shift1, scale1, num_noise, self.eps, dtype)
-        x = gated_residual(x, self.attn1(hidden, rotary=rotary), gate1, num_noise)
-        hidden = layer_norm(x, self.eps, self.norm2.weight, self.norm2.bias).to(dtype)
-        x = x + self.attn2(hidden, text).float()
-        hidden = modulated_norm(x, shift2, scale2, num_noise, self.eps, dtype)
-        return gated_residual(x, self.ffn(hidden), gate2, num_noise)
+        self,
+        x: Tensor,
+        pending: Update,
+        time_rows: Tensor,
+        num_noise: int,
+        rotary: RotaryTable,
+        text: KeysValues,
+    ) -> tuple[Tensor, Update]:
+        """One block on the residual stream.
 
-    def _modulation(self, noise_rows: Tensor, context_rows: Tensor) -> list[TwoPart]:
-        table = self.scale_shift_table.float()
-        noise, context = (table + noise_rows).split(1, dim=1), (table + context_rows).split(1, dim=1)
-        return [TwoPart(*parts) for parts in zip(noise, context, strict=True)]
+        Args:
+            x: (B, L, C) float32; it may be overwritten.
+            pending: of the block before, not yet part of x.
+            time_rows: (B, 6, 2, C), time embeddings of noise and context tokens.
+        Returns: the stream, and what is still to be added to it.
+        """
+        dtype = self.attn1.to_q.weight.dtype
+        rows = (self.scale_shift_table.float()[:, :, None] + time_rows).unbind(1)
+        shift1, scale1, gate1, shift2, scale2, gate2 = (Rows(table, num_noise) for table in rows)
+        x, hidden = add_and_norm(x, pending, modulation(shift1, scale1, x.shape[1], self.eps), dtype)
+        x, hidden = add_and_norm(x, Update(self.attn1(hidden, rotary=rotary), gate1), self._affine(x.shape[1]), dtype)
+        x, hidden = add_and_norm(
+            x, Update(self.attn2(hidden, text)), modulation(shift2, scale2, x.shape[1], self.eps), dtype
+        )
+        return x, Update(self.ffn(hidden), gate2)
+
+    def _affine(self, num_tokens: int) -> Affine:
+        weight, bias = (Rows(value.float()[None, None], num_tokens) for value in (self.norm2.weight, self.norm2.bias))
+        return Affine(weight, bias, num_tokens, self.eps)
 
 
 class WanS2VTransformer(ModelMixin, ConfigMixin):
@@ -242,27 +255,34 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         scene = conditioning.scene
         noise = self._patches(self.patch_embedding, latents) + scene.pose_tokens
         x = torch.cat((noise, scene.context_tokens.expand(latents.shape[0], -1, -1)), dim=1)
-        embedding, rows = self.condition_embedder.time(timestep)
-        num_noise = scene.layout.num_noise
+        embedding, noise_rows = self.condition_embedder.time(timestep)
+        context_rows = scene.context_modulation.expand_as(noise_rows)
+        time_rows = torch.stack((noise_rows, context_rows), dim=2)
+        num_noise, pending = scene.layout.num_noise, Update(x[:, :0])
         for index, block in enumerate(self.blocks):
             text = conditioning.text.keys_values[index]
-            x = block(x, rows, scene.context_modulation, num_noise, scene.rotary, text)
+            x, pending = block(x, pending, time_rows, num_noise, scene.rotary, text)
             if index in self.audio_inject_layers:
-                x = self._inject_audio(x, self.audio_inject_layers.index(index), conditioning)
-        return self._head(x[:, :num_noise], embedding, scene.layout)
+                x, pending = self._inject_audio(x, pending, self.audio_inject_layers.index(index), conditioning)
+        return self._head(x, pending, embedding, scene.layout)
 
-    def _inject_audio(self, x: Tensor, injection: int, conditioning: Conditioning) -> Tensor:
-        """Add the audio's update to the noise tokens of x (B, L, C)."""
+    def _inject_audio(
+        self, x: Tensor, pending: Update, injection: int, conditioning: Conditioning
+    ) -> tuple[Tensor, Update]:
+        """The stream with the pending update, and the audio's update of its noise tokens."""
         layout, audio = conditioning.scene.layout, conditioning.audio
-        noise = x[:, : layout.num_noise]
-        frames = noise.reshape(-1, layout.tokens_per_frame, x.shape[-1])
-        modulation = None if audio.modulations is None else audio.modulations[injection]
-        update = self.audio_injector(frames, injection, audio.keys_values[injection], modulation)
-        return torch.cat((noise + update.reshape(noise.shape).float(), x[:, layout.num_noise :]), dim=1)
+        affine = None if audio.modulations is None else audio.modulations[injection]
+        norm = self.audio_injector.norm(affine, layout.num_noise, layout.tokens_per_frame)
+        x, hidden = add_and_norm(x, pending, norm, self.proj_out.weight.dtype)
+        frames = hidden.reshape(-1, layout.tokens_per_frame, x.shape[-1])
+        update = self.audio_injector(frames, injection, audio.keys_values[injection])
+        return x, Update(update.reshape(hidden.shape))
 
-    def _head(self, x: Tensor, embedding: Tensor, layout: TokenLayout) -> Tensor:
-        shift, scale = (self.scale_shift_table.float() + embedding[:, None]).chunk(2, dim=1)
-        tokens = linear_float32(torch.addcmul(shift, layer_norm(x, self.config.eps), 1 + scale), self.proj_out)
+    def _head(self, x: Tensor, pending: Update, embedding: Tensor, layout: TokenLayout) -> Tensor:
+        table = self.scale_shift_table.float() + embedding[:, None]
+        shift, scale = (Rows(row[:, None], layout.num_noise) for row in table.unbind(1))
+        norm = modulation(shift, scale, layout.num_noise, self.config.eps)
+        tokens = linear_float32(add_and_norm(x, pending, norm, torch.float32)[1], self.proj_out)
         pt, ph, pw = self.patch_size
         grid = tokens.unflatten(1, (layout.num_latent_frames // pt, layout.rows, layout.columns))
         patches = grid.unflatten(-1, (pt, ph, pw, -1))  # (B, f, i, j, p, q, r, C)

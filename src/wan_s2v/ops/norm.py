@@ -1,23 +1,114 @@
-"""Norms and the two-part modulation of the S2V blocks.
+"""Norms of the residual stream, with what stands around them: the update that comes before and the modulation after.
 
-Noise tokens are modulated by the current timestep, reference and motion tokens by timestep 0. Statistics and
-modulation are float32 whatever the weights are; the caller names the dtype of the result.
+An S2V block passes over the whole stream for every gate, sum, norm and modulation. Here an update is left pending until
+the next norm, which adds it, normalises and modulates in one pass. Values that differ between stretches of tokens
+(noise tokens follow the timestep, reference and motion tokens timestep 0, audio each latent frame) are tables with one
+row for each stretch. Everything is float32 inside; the caller names the dtype of the result.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wan_s2v.ops.dispatch import runs_kernels
 
-class TwoPart(NamedTuple):
-    """One modulation value for noise tokens and one for context tokens: each broadcastable to (B, 1, C), float32."""
 
-    noise: Tensor
-    context: Tensor
+class Rows(NamedTuple):
+    """Values of C channels for stretches of tokens.
+
+    Args:
+        table: (B or 1, S, C) float32, one row for each stretch.
+        length: tokens in a stretch; the last one has all that remain.
+    """
+
+    table: Tensor
+    length: int
+
+
+class Update(NamedTuple):
+    """What is still to be added to the residual stream.
+
+    Args:
+        values: (B, U, C) for the first U tokens; U may be 0.
+        gate: factors of the values; 1 if None.
+    """
+
+    values: Tensor
+    gate: Rows | None = None
+
+
+class Affine(NamedTuple):
+    """LayerNorm with what follows it: norm(x) · weight + bias.
+
+    Args:
+        weight, bias: of the same stretches.
+        num_tokens: how many of the first tokens are normalised.
+    """
+
+    weight: Rows
+    bias: Rows
+    num_tokens: int
+    eps: float
+
+
+def modulation(shift: Rows, scale: Rows, num_tokens: int, eps: float) -> Affine:
+    """norm(x) · (1 + scale) + shift of the first tokens."""
+    return Affine(Rows(1 + scale.table, scale.length), shift, num_tokens, eps)
+
+
+def add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Add a pending update to the stream, and normalise it.
+
+    Args:
+        x: (B, L, C) float32; it may be overwritten.
+    Returns: the stream (B, L, C) float32, and (B, norm.num_tokens, C) in `dtype`.
+    """
+    if runs_kernels(x):
+        from wan_s2v.ops.norm_kernel import launch_add_and_norm
+
+        return launch_add_and_norm(x, update, norm, dtype)
+    return plain_add_and_norm(x, update, norm, dtype)
+
+
+def plain_add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """`add_and_norm` in plain PyTorch."""
+    x = add_update(x, update)
+    normed = layer_norm(x[:, : norm.num_tokens], norm.eps)
+
+    def modulate(part: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return torch.addcmul(bias, part, weight).to(dtype)
+
+    return x, _by_stretch(modulate, (normed,), (norm.weight, norm.bias))
+
+
+def add_update(x: Tensor, update: Update) -> Tensor:
+    """The stream (B, L, C) float32 with an update."""
+    count = update.values.shape[1]
+    if count == 0:
+        return x
+    old, values = x[:, :count], update.values.float()
+    new = old + values if update.gate is None else _by_stretch(torch.addcmul, (old, values), (update.gate,))
+    return new if count == x.shape[1] else torch.cat((new, x[:, count:]), dim=1)
+
+
+def _by_stretch(operation: Callable[..., Tensor], tokens: tuple[Tensor, ...], rows: tuple[Rows, ...]) -> Tensor:
+    """operation(*tokens, *rows), every row against its stretch of the tokens (B, L, C)."""
+    tables, length = [r.table for r in rows], rows[0].length
+    count = tables[0].shape[1]
+    if count == 1:
+        return operation(*tokens, *tables)
+    full = length * (count - 1)
+    if tokens[0].shape[1] == full + length:
+        parts = (part.unflatten(1, (count, length)) for part in tokens)
+        return operation(*parts, *(table[:, :, None] for table in tables)).flatten(1, 2)
+    first = _by_stretch(operation, tuple(t[:, :full] for t in tokens), tuple(Rows(t[:, :-1], length) for t in tables))
+    last = operation(*(part[:, full:] for part in tokens), *(table[:, -1:] for table in tables))
+    return torch.cat((first, last), dim=1)
 
 
 def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
@@ -30,24 +121,3 @@ def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x²) + eps) · weight over the last axis; float32 inside, dtype of x out."""
     return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
-
-
-def modulated_norm(x: Tensor, shift: TwoPart, scale: TwoPart, num_noise: int, eps: float, dtype: torch.dtype) -> Tensor:
-    """LayerNorm(x) · (1 + scale) + shift, with the context's values from token `num_noise` on.
-
-    Args:
-        x: (B, L, C) float32.
-    Returns: (B, L, C) in `dtype`.
-    """
-    normed = layer_norm(x, eps)
-    out = torch.empty(x.shape, dtype=dtype, device=x.device)
-    out[:, :num_noise] = torch.addcmul(shift.noise, normed[:, :num_noise], 1 + scale.noise)
-    out[:, num_noise:] = torch.addcmul(shift.context, normed[:, num_noise:], 1 + scale.context)
-    return out
-
-
-def gated_residual(x: Tensor, update: Tensor, gate: TwoPart, num_noise: int) -> Tensor:
-    """x + update · gate, with the context's gate from token `num_noise` on; (B, L, C) float32."""
-    noise = torch.addcmul(x[:, :num_noise], update[:, :num_noise].float(), gate.noise)
-    context = torch.addcmul(x[:, num_noise:], update[:, num_noise:].float(), gate.context)
-    return torch.cat((noise, context), dim=1)

@@ -1,4 +1,4 @@
-"""Rotary position embedding over three axes (time, row, column), real-valued.
+"""Rotary position embedding over three axes (time, row, column), real-valued, and the norm that goes before it.
 
 The table is computed once per clip in float64 and stored in float32: float32 angles would be off by 1e-5 at positions
 near 1,000, rounding the finished cosines and sines costs 6e-8.
@@ -10,6 +10,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from wan_s2v.ops.dispatch import runs_kernels
+from wan_s2v.ops.norm import rms_norm
 
 THETA = 10_000.0
 
@@ -41,6 +44,27 @@ def rotary_table(positions: Tensor, head_dim: int) -> RotaryTable:
         angles.append(positions[:, axis, None].double() * THETA**-exponents)
     table = torch.cat(angles, dim=1)
     return RotaryTable(table.cos().float(), table.sin().float())
+
+
+def norm_and_turn(x: Tensor, weight: Tensor, eps: float, num_heads: int, table: RotaryTable | None) -> Tensor:
+    """RMS norm of queries or keys over their full width, then the turn of every head.
+
+    Args:
+        x: (B, L, C); it may be overwritten.
+        table: None leaves the heads unturned.
+    Returns: (B, L, N, D), dtype of x.
+    """
+    if runs_kernels(x):
+        from wan_s2v.ops.rope_kernel import launch_norm_and_turn
+
+        return launch_norm_and_turn(x, weight, eps, num_heads, table)
+    return plain_norm_and_turn(x, weight, eps, num_heads, table)
+
+
+def plain_norm_and_turn(x: Tensor, weight: Tensor, eps: float, num_heads: int, table: RotaryTable | None) -> Tensor:
+    """`norm_and_turn` in plain PyTorch."""
+    heads = rms_norm(x, weight, eps).unflatten(-1, (num_heads, -1))
+    return heads if table is None else apply_rotary(heads, table)
 
 
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:

@@ -1,0 +1,103 @@
+"""Our Triton kernels against plain PyTorch: on the GPU where there is one, else in Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import assert_close
+
+from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation, plain_add_and_norm
+from wan_s2v.ops.rope import RotaryTable, norm_and_turn, plain_norm_and_turn, rotary_table
+
+pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux and, as triton-windows, for Windows")
+from wan_s2v.ops.norm_kernel import launch_add_and_norm
+from wan_s2v.ops.rope_kernel import launch_norm_and_turn
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+LENGTH, CHANNELS = 23, 48
+
+
+def _random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
+
+
+def _modulation(batch: int, stretches: int, length: int, num_tokens: int) -> Affine:
+    shift, scale = (Rows(_random(batch, stretches, CHANNELS, seed=k), length) for k in (1, 2))
+    return modulation(shift, scale, num_tokens, 1e-6)
+
+
+def _assert_as_exact(made: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> None:
+    """At most as far from float32 as plain PyTorch in the same dtype; the interpreter cuts off where a GPU rounds."""
+    allowed = (1.05 if DEVICE == "cuda" else 2.2) * (plain.float() - exact).norm() + 2e-5
+    assert (made.float() - exact).norm() <= allowed
+
+
+UPDATES = {
+    "none": lambda: Update(_random(2, 0, CHANNELS)),
+    "plain": lambda: Update(_random(2, LENGTH, CHANNELS, seed=3)),
+    "of the first tokens": lambda: Update(_random(2, 11, CHANNELS, seed=3)),
+    "gated": lambda: Update(_random(2, LENGTH, CHANNELS, seed=3), Rows(_random(2, 2, CHANNELS, seed=4), 17)),
+    "strided": lambda: Update(_random(2, LENGTH, 2 * CHANNELS, seed=3)[..., CHANNELS:]),
+}
+NORMS = {
+    "affine": lambda: _modulation(1, 1, LENGTH, LENGTH),
+    "two parts": lambda: _modulation(2, 2, 17, LENGTH),
+    "by frame": lambda: _modulation(2, 3, 5, 15),
+    "strided table": lambda: modulation(
+        *(Rows(_random(2, 6, 2, CHANNELS, seed=k).unbind(1)[k], 17) for k in (1, 2)), LENGTH, 1e-6
+    ),
+}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("update", UPDATES)
+def test_add_and_norm_equals_plain_pytorch(update, norm):
+    x = _random(2, LENGTH, CHANNELS, seed=5)
+    wanted = plain_add_and_norm(x.clone(), UPDATES[update](), NORMS[norm](), torch.float32)
+    made = launch_add_and_norm(x.clone(), UPDATES[update](), NORMS[norm](), torch.float32)
+    for name, ours, plain in zip(("stream", "normed"), made, wanted, strict=True):
+        assert_close(ours.cpu(), plain.cpu(), 5e-6, name)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_and_norm_is_as_exact_as_plain_pytorch(dtype):
+    x, update = 3 * _random(2, LENGTH, CHANNELS, seed=5), Update(_random(2, LENGTH, CHANNELS, seed=3).to(dtype))
+    norm = _modulation(2, 2, 17, LENGTH)
+    exact = plain_add_and_norm(x.clone(), update, norm, torch.float32)[1]
+    plain = plain_add_and_norm(x.clone(), update, norm, dtype)[1]
+    made = launch_add_and_norm(x.clone(), update, norm, dtype)[1]
+    assert made.dtype == dtype
+    _assert_as_exact(made, plain, exact)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_heads", "head_dim"), [(3, 16), (5, 20)])
+@pytest.mark.parametrize("turned", [True, False])
+def test_norm_and_turn_is_as_exact_as_plain_pytorch(dtype, num_heads, head_dim, turned):
+    channels = num_heads * head_dim
+    x, weight = _random(2, 7, channels).to(dtype), 1 + 0.2 * _random(channels, seed=1)
+    positions = torch.stack([torch.arange(7) - 3, torch.arange(7), 2 * torch.arange(7)], dim=1)
+    table = RotaryTable(*(part.to(DEVICE) for part in rotary_table(positions, head_dim))) if turned else None
+    exact = plain_norm_and_turn(x.float(), weight, 1e-6, num_heads, table)
+    plain = plain_norm_and_turn(x, weight, 1e-6, num_heads, table)
+    made = launch_norm_and_turn(x.clone(), weight, 1e-6, num_heads, table)
+    assert (made.shape, made.dtype) == (plain.shape, dtype)
+    _assert_as_exact(made, plain, exact)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device; PyTorch sees none")
+@torch.no_grad()
+def test_the_gpu_runs_the_kernels_at_full_width():
+    """5,120 channels, in bfloat16, through the functions that the model calls."""
+    x, update = _random(1, 1000, 5120), Update(_random(1, 1000, 5120, seed=1).bfloat16())
+    rows = Rows(_random(1, 2, 5120, seed=2), 900)
+    norm = modulation(rows, rows, 1000, 1e-6)
+    wanted = plain_add_and_norm(x.clone(), update, norm, torch.bfloat16)
+    made = add_and_norm(x.clone(), update, norm, torch.bfloat16)
+    assert_close(made[0], wanted[0], 1e-5)
+    assert_close(made[1].float(), wanted[1].float(), 0.07)  # one rounding step at 16
+    weight, table = _random(5120, seed=3), rotary_table(torch.arange(3000).view(1000, 3).to(DEVICE), 128)
+    q = _random(1, 1000, 5120, seed=4).bfloat16()
+    exact = plain_norm_and_turn(q.float(), weight, 1e-6, 40, table)
+    assert_close(norm_and_turn(q.clone(), weight, 1e-6, 40, table).float(), exact, 0.07)
