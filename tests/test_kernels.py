@@ -6,10 +6,12 @@ import pytest
 import torch
 from conftest import assert_close
 
+from wan_s2v.ops.float8 import FLOAT8, Quantized, plain_quantize_rows
 from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation, plain_add_and_norm
 from wan_s2v.ops.rope import RotaryTable, norm_and_turn, plain_norm_and_turn, rotary_table
 
 pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux and, as triton-windows, for Windows")
+from wan_s2v.ops.float8_kernel import launch_quantize
 from wan_s2v.ops.norm_kernel import launch_add_and_norm
 from wan_s2v.ops.rope_kernel import launch_norm_and_turn
 
@@ -101,3 +103,32 @@ def test_the_gpu_runs_the_kernels_at_full_width():
     q = _random(1, 1000, 5120, seed=4).bfloat16()
     exact = plain_norm_and_turn(q.float(), weight, 1e-6, 40, table)
     assert_close(norm_and_turn(q.clone(), weight, 1e-6, 40, table).float(), exact, 0.07)
+
+
+def _assert_rounded(made: Quantized, wanted: Quantized) -> None:
+    """Equal scales, and values at most one step of the format apart.
+
+    The interpreter (Triton 3.9) loses the carry of a value that rounds up to a power of two: left out there.
+    """
+    assert_close(made.scale.cpu(), wanted.scale.cpu(), 1e-6 * float(wanted.scale.max()) + 1e-12, "scales")
+    step = wanted.dequantize().abs() / 8 + wanted.scale / 256
+    near = (made.dequantize() - wanted.dequantize()).abs() <= 1.01 * step
+    assert (near | (wanted.values.view(torch.uint8) % 8 == 0 if DEVICE == "cpu" else False)).all()
+    assert near.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_are_rounded_to_float8_as_by_plain_pytorch(dtype, gelu):
+    x = (_random(2, 5, 72) * torch.logspace(-3, 3, 5, device=DEVICE)[:, None]).to(dtype)
+    x[1, 2] = 0
+    activated = torch.nn.functional.gelu(x.float(), approximate="tanh") if gelu else x
+    _assert_rounded(launch_quantize(x, gelu=gelu), plain_quantize_rows(activated))
+
+
+def test_normed_tokens_are_rounded_to_float8_as_by_plain_pytorch():
+    x, update, norm = _random(2, LENGTH, CHANNELS, seed=5), UPDATES["gated"](), NORMS["two parts"]()
+    made = launch_add_and_norm(x.clone(), update, norm, FLOAT8)
+    wanted = plain_add_and_norm(x.clone(), update, norm, FLOAT8)
+    assert_close(made[0].cpu(), wanted[0].cpu(), 5e-6)
+    _assert_rounded(made[1], wanted[1])

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wan_s2v.models.layers import Attention, KeysValues
+from wan_s2v.models.layers import Attention, Hidden, KeysValues
 from wan_s2v.ops.norm import Affine, Rows, layer_norm, modulation
 
 ADAIN_EPS = 1e-5  # differs from every other norm of the model
@@ -124,14 +124,14 @@ class AudioInjector(nn.Module):
         shift, scale = (Rows(values, tokens_per_frame) for values in modulation_of_audio)
         return modulation(shift, scale, num_noise, ADAIN_EPS)
 
-    def forward(self, frames: Tensor, index: int, keys_values: KeysValues) -> Tensor:
-        """What injection `index` adds to the noise tokens.
+    def forward(self, noise: Hidden, index: int, keys_values: KeysValues) -> Tensor:
+        """What injection `index` adds to the normed noise tokens (B, F · tokens per frame, C)."""
+        return self._attentions()[index](noise, keys_values)
 
-        Args:
-            frames: (B·F, tokens per frame, C), normed.
-        Returns: same shape and dtype.
-        """
-        return self._attentions()[index](frames, keys_values)
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the injections take their tokens."""
+        return self._attentions()[0].to_q.weight.dtype
 
     def _attentions(self) -> list[Attention]:
         return [layer for layer in self.attentions if isinstance(layer, Attention)]

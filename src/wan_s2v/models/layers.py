@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_s2v.ops.attention import attention
+from wan_s2v.ops.float8 import FLOAT8, Quantized, gelu_rows
+from wan_s2v.ops.linear import linear_gelu
 from wan_s2v.ops.rope import RotaryTable, norm_and_turn
 
 
@@ -17,6 +19,9 @@ class KeysValues(NamedTuple):
 
     k: Tensor
     v: Tensor
+
+
+Hidden: TypeAlias = Tensor | Quantized  # tokens on their way into a linear layer, which may want them rounded
 
 
 class RMSNorm(nn.Module):
@@ -45,17 +50,47 @@ class Attention(nn.Module):
         self.norm_q = RMSNorm(dim, num_heads, eps)
         self.norm_k = RMSNorm(dim, num_heads, eps)
 
-    def keys_values(self, context: Tensor, rotary: RotaryTable | None = None) -> KeysValues:
+    def keys_values(self, context: Hidden, rotary: RotaryTable | None = None) -> KeysValues:
         """Keys and values of (B, M, C) tokens; computed once where the context does not change with the step."""
-        context = context.to(self.to_k.weight.dtype)
+        context = context.to(self.to_k.weight.dtype) if isinstance(context, Tensor) else context
         values = self.to_v(context).unflatten(-1, (self.num_heads, -1))
         return KeysValues(self.norm_k(self.to_k(context), rotary), values)
 
-    def forward(self, x: Tensor, keys_values: KeysValues | None = None, rotary: RotaryTable | None = None) -> Tensor:
-        """Attend from x (B, L, C) to given keys and values, or to x itself; `rotary` turns q and own k."""
+    def forward(self, x: Hidden, keys_values: KeysValues | None = None, rotary: RotaryTable | None = None) -> Tensor:
+        """Attend from x (B, L, C) to given keys and values, or to x itself; `rotary` turns q and own k.
+
+        Where there are more keys than batches, the tokens are shared out among them in order: frame f attends to the
+        sound of frame f.
+        """
         q = self.norm_q(self.to_q(x), rotary)
         k, v = self.keys_values(x, rotary) if keys_values is None else keys_values
-        return self.to_out[0](attention(q, k, v))
+        attended = attention(q.reshape(k.shape[0], -1, *q.shape[2:]), k, v)
+        return self.to_out[0](attended.reshape(*q.shape[:2], -1))
+
+
+class GELULinear(nn.Module):
+    """A linear layer and GELU in its tanh form."""
+
+    def __init__(self, in_dim: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Linear(in_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_gelu(x, self.proj.weight, self.proj.bias)
+
+
+class FeedForward(nn.Module):
+    """Linear layer, GELU, linear layer; parameter names as in diffusers' Wan."""
+
+    def __init__(self, dim: int, inner_dim: int) -> None:
+        super().__init__()
+        self.net = nn.ModuleList([GELULinear(dim, inner_dim), nn.Identity(), nn.Linear(inner_dim, dim)])
+
+    def forward(self, x: Hidden) -> Tensor:
+        first, last = self.net[0], self.net[2]
+        if last.weight.dtype == FLOAT8:
+            return last(gelu_rows(first.get_submodule("proj")(x)))
+        return last(first(x))
 
 
 class MLP(nn.Module):

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.attention import FeedForward
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from wan_s2v.models.audio_injection import AudioInjector, AudioModulation, CausalAudioEncoder
-from wan_s2v.models.layers import MLP, Attention, KeysValues, linear_float32, sinusoidal_embedding
+from wan_s2v.models.layers import MLP, Attention, FeedForward, KeysValues, linear_float32, sinusoidal_embedding
 from wan_s2v.models.motion import KEEP_ALL, MotionPacker
 from wan_s2v.models.tokens import Grid, TokenLayout
 from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation
@@ -88,7 +87,7 @@ class WanS2VBlock(nn.Module):
         self.attn1 = Attention(dim, num_heads, eps)
         self.norm2 = nn.LayerNorm(dim, eps)
         self.attn2 = Attention(dim, num_heads, eps)
-        self.ffn = FeedForward(dim, inner_dim=ffn_dim, activation_fn="gelu-approximate")
+        self.ffn = FeedForward(dim, ffn_dim)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
 
     def forward(
@@ -273,16 +272,16 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         layout, audio = conditioning.scene.layout, conditioning.audio
         affine = None if audio.modulations is None else audio.modulations[injection]
         norm = self.audio_injector.norm(affine, layout.num_noise, layout.tokens_per_frame)
-        x, hidden = add_and_norm(x, pending, norm, self.proj_out.weight.dtype)
-        frames = hidden.reshape(-1, layout.tokens_per_frame, x.shape[-1])
-        update = self.audio_injector(frames, injection, audio.keys_values[injection])
-        return x, Update(update.reshape(hidden.shape))
+        x, hidden = add_and_norm(x, pending, norm, self.audio_injector.dtype)
+        return x, Update(self.audio_injector(hidden, injection, audio.keys_values[injection]))
 
     def _head(self, x: Tensor, pending: Update, embedding: Tensor, layout: TokenLayout) -> Tensor:
         table = self.scale_shift_table.float() + embedding[:, None]
         shift, scale = (Rows(row[:, None], layout.num_noise) for row in table.unbind(1))
         norm = modulation(shift, scale, layout.num_noise, self.config.eps)
-        tokens = linear_float32(add_and_norm(x, pending, norm, torch.float32)[1], self.proj_out)
+        normed = add_and_norm(x, pending, norm, torch.float32)[1]
+        assert isinstance(normed, Tensor)
+        tokens = linear_float32(normed, self.proj_out)
         pt, ph, pw = self.patch_size
         grid = tokens.unflatten(1, (layout.num_latent_frames // pt, layout.rows, layout.columns))
         patches = grid.unflatten(-1, (pt, ph, pw, -1))  # (B, f, i, j, p, q, r, C)

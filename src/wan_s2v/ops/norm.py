@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_s2v.ops.dispatch import runs_kernels
+from wan_s2v.ops.float8 import FLOAT8, Quantized, plain_quantize_rows
 
 
 class Rows(NamedTuple):
@@ -61,11 +62,12 @@ def modulation(shift: Rows, scale: Rows, num_tokens: int, eps: float) -> Affine:
     return Affine(Rows(1 + scale.table, scale.length), shift, num_tokens, eps)
 
 
-def add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor | Quantized]:
     """Add a pending update to the stream, and normalise it.
 
     Args:
         x: (B, L, C) float32; it may be overwritten.
+        dtype: of the normed tokens; float8 gives them scales.
     Returns: the stream (B, L, C) float32, and (B, norm.num_tokens, C) in `dtype`.
     """
     if runs_kernels(x):
@@ -75,15 +77,19 @@ def add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) ->
     return plain_add_and_norm(x, update, norm, dtype)
 
 
-def plain_add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def plain_add_and_norm(
+    x: Tensor, update: Update, norm: Affine, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | Quantized]:
     """`add_and_norm` in plain PyTorch."""
     x = add_update(x, update)
     normed = layer_norm(x[:, : norm.num_tokens], norm.eps)
+    rounded = torch.float32 if dtype == FLOAT8 else dtype
 
     def modulate(part: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return torch.addcmul(bias, part, weight).to(dtype)
+        return torch.addcmul(bias, part, weight).to(rounded)
 
-    return x, _by_stretch(modulate, (normed,), (norm.weight, norm.bias))
+    normed = _by_stretch(modulate, (normed,), (norm.weight, norm.bias))
+    return x, plain_quantize_rows(normed) if dtype == FLOAT8 else normed
 
 
 def add_update(x: Tensor, update: Update) -> Tensor:

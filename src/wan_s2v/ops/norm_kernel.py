@@ -13,14 +13,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from wan_s2v.ops.float8 import FLOAT8, LARGEST, Quantized
+from wan_s2v.ops.float8_kernel import round_row
 from wan_s2v.ops.norm import Affine, Rows, Update
 
 
-def launch_add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def launch_add_and_norm(
+    x: Tensor, update: Update, norm: Affine, dtype: torch.dtype
+) -> tuple[Tensor, Tensor | Quantized]:
     """`add_and_norm`; x (B, L, C) is overwritten."""
     batch, length, channels = x.shape
     values, gate = update
     out = torch.empty(batch, norm.num_tokens, channels, dtype=dtype, device=x.device)
+    scale = torch.empty(batch, norm.num_tokens, 1, device=x.device) if dtype == FLOAT8 else None
     num_updated = values.shape[1]
     assert x.is_contiguous()
     assert values.stride(-1) == 1
@@ -28,6 +33,7 @@ def launch_add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dt
         x,
         values,
         out,
+        scale,
         *_row_arguments(gate or norm.weight),
         *_row_arguments(norm.weight),
         *_row_arguments(norm.bias)[:2],
@@ -39,10 +45,12 @@ def launch_add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dt
         norm.eps,
         channels,
         HAS_GATE=gate is not None,
+        QUANTIZES=scale is not None,
+        LARGEST=LARGEST,
         BLOCK=triton.next_power_of_2(channels),
         num_warps=8 if channels > 2048 else 4,
     )
-    return x, out
+    return x, out if scale is None else Quantized(out, scale)
 
 
 def _row_arguments(rows: Rows) -> tuple[Any, ...]:
@@ -58,6 +66,7 @@ def _add_and_norm(
     x_ptr,
     update_ptr,
     out_ptr,
+    scale_ptr,
     gate_ptr,
     gate_batch,
     gate_count,
@@ -76,6 +85,8 @@ def _add_and_norm(
     eps,
     channels,
     HAS_GATE: tl.constexpr,
+    QUANTIZES: tl.constexpr,
+    LARGEST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -100,5 +111,10 @@ def _add_and_norm(
         weight = tl.load(weight_ptr + batch * weight_batch + row * channels + column, mask=inside, other=0.0)
         bias = tl.load(bias_ptr + batch * bias_batch + row * channels + column, mask=inside, other=0.0)
         normed = centred * tl.rsqrt(variance + eps) * weight + bias
-        target = (batch * num_normed + token) * channels + column
-        tl.store(out_ptr + target, normed.to(out_ptr.dtype.element_ty), mask=inside)
+        target = batch * num_normed + token
+        if QUANTIZES:
+            values, scale = round_row(normed, LARGEST)
+            tl.store(scale_ptr + target, scale)
+            tl.store(out_ptr + target * channels + column, values, mask=inside)
+        else:
+            tl.store(out_ptr + target * channels + column, normed.to(out_ptr.dtype.element_ty), mask=inside)

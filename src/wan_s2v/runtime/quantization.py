@@ -1,0 +1,69 @@
+"""8-bit compute: the matrix products of the blocks in float8.
+
+Embeddings, the output layer, convolutions of pose, motion and sound, and all modulation keep their dtype; so do keys
+and values of prompt and sound, which are computed once per clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.ops.float8 import Quantized, linear_float8, quantize_rows
+
+_EVERY_STEP = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
+_FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
+_INJECTION = ("to_q", "to_out.0")
+
+
+class Float8Linear(nn.Module):
+    """A linear layer whose weight is stored, and whose input is rounded, in float8 with a scale for each row."""
+
+    weight: Tensor
+    weight_scale: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        values, scale = quantize_rows(layer.weight.detach())
+        self.register_buffer("weight", values)
+        self.register_buffer("weight_scale", scale)
+        self.bias = layer.bias
+
+    def forward(self, x: Tensor | Quantized) -> Tensor:
+        """x (..., K), rounded here unless it already is → (..., N) in the dtype of the bias."""
+        rounded = x if isinstance(x, Quantized) else quantize_rows(x)
+        return linear_float8(rounded, Quantized(self.weight, self.weight_scale), self.bias)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        """Follow the model to another device, but not into another dtype."""
+        values, scale = self.weight, self.weight_scale
+        super()._apply(fn, recurse)
+        self.weight, self.weight_scale = values.to(self.weight.device), scale.to(self.weight_scale.device)
+        return self
+
+
+@torch.no_grad()
+def quantize_float8(transformer: WanS2VTransformer) -> None:
+    """Replace the linear layers that work in every step; each gives its memory back before the next is made."""
+    for parent, name, layer in list(_layers(transformer)):
+        setattr(parent, name, Float8Linear(layer))
+
+
+def is_quantized(transformer: WanS2VTransformer) -> bool:
+    """Whether `quantize_float8` has been here."""
+    return any(isinstance(module, Float8Linear) for module in transformer.modules())
+
+
+def _layers(transformer: WanS2VTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """(parent, name in it, layer)."""
+    blocks = [(block, (*_EVERY_STEP, *_FEED_FORWARD)) for block in transformer.blocks]
+    for module, names in [*blocks, *((layer, _INJECTION) for layer in transformer.audio_injector.attentions)]:
+        for path in names:
+            parent, _, name = path.rpartition(".")
+            layer = module.get_submodule(path)
+            if isinstance(layer, nn.Linear):
+                yield module.get_submodule(parent), name, layer
