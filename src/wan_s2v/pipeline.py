@@ -29,6 +29,7 @@ from wan_s2v.interpolation import FrameInterpolator
 from wan_s2v.job import Experts, Job
 from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.ops.attention import chosen_backends
 from wan_s2v.plan import (
     AudioSource,
     GenerationOptions,
@@ -194,6 +195,7 @@ class WanS2VPipeline(DiffusionPipeline):
             "torch": torch.__version__,
             "device": str(self._device(plan)),
             "dtype": str(self.transformer.dtype).removeprefix("torch."),
+            "attention": chosen_backends(),
             **self.source,
             **plan.summary(),
             "warnings": [*plan.warnings, *self.notes],
