@@ -10,7 +10,7 @@ from models import random_pipeline
 
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.ops.float8 import FLOAT8, linear_float8, plain_quantize_rows
-from wan_s2v.runtime.quantization import Float8Linear, is_quantized, quantize_float8
+from wan_s2v.runtime.quantization import Float8Linear, attend_in_float8, is_quantized, quantize_float8
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +86,20 @@ def test_another_dtype_leaves_rounded_weights_alone(transformer):
     assert torch.equal(layer.weight.view(torch.uint8), values)
     assert torch.equal(layer.weight_scale, scale)
     assert layer.bias.dtype == torch.bfloat16
+
+
+@torch.no_grad()
+def test_self_attention_in_float8_is_nearly_the_same(transformer):
+    quantized = copy.deepcopy(transformer)
+    attend_in_float8(quantized)
+    exact, rounded = _predict(transformer), _predict(quantized)
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
+    assert not torch.equal(exact, rounded)
+
+
+@torch.no_grad()
+def test_heads_of_an_odd_size_stay_as_they_are():
+    odd = random_pipeline(attention_head_dim=20).transformer
+    before = _predict(odd)
+    attend_in_float8(odd)
+    assert torch.equal(_predict(odd), before)

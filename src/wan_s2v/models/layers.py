@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -38,11 +39,16 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention with RMS-normalised queries and keys; parameter names as in diffusers' Wan."""
+    """Multi-head attention with RMS-normalised queries and keys; parameter names as in diffusers' Wan.
+
+    `attend` is the operation at its heart, (q, k, v) → (B, L, C): another may be put there from outside.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.attend = num_heads, attention
         self.to_q = nn.Linear(dim, dim)
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
@@ -64,7 +70,7 @@ class Attention(nn.Module):
         """
         q = self.norm_q(self.to_q(x), rotary)
         k, v = self.keys_values(x, rotary) if keys_values is None else keys_values
-        attended = attention(q.reshape(k.shape[0], -1, *q.shape[2:]), k, v)
+        attended = self.attend(q.reshape(k.shape[0], -1, *q.shape[2:]), k, v)
         return self.to_out[0](attended.reshape(*q.shape[:2], -1))
 
 

@@ -1,4 +1,4 @@
-"""8-bit compute: the matrix products of the blocks in float8.
+"""8-bit compute: the matrix products and the self-attention of the blocks in float8.
 
 Embeddings, the output layer, convolutions of pose, motion and sound, and all modulation keep their dtype; so do keys
 and values of prompt and sound, which are computed once per clip.
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.ops.attention_float8 import attention_float8
 from wan_s2v.ops.float8 import Quantized, linear_float8, quantize_rows
 
 _EVERY_STEP = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
 _FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
 _INJECTION = ("to_q", "to_out.0")
+_SMALLEST_HEAD = 32  # summed axis of an 8-bit product
 
 
 class Float8Linear(nn.Module):
@@ -51,6 +53,14 @@ def quantize_float8(transformer: WanS2VTransformer) -> None:
     """Replace the linear layers that work in every step; each gives its memory back before the next is made."""
     for parent, name, layer in list(_layers(transformer)):
         setattr(parent, name, Float8Linear(layer))
+
+
+def attend_in_float8(transformer: WanS2VTransformer) -> None:
+    """Have every self-attention done in float8, where the head size is one that the kernel takes."""
+    size = transformer.config.attention_head_dim
+    if size >= _SMALLEST_HEAD and size & (size - 1) == 0:
+        for block in transformer.blocks:
+            block.get_submodule("attn1").attend = attention_float8  # type: ignore[assignment]
 
 
 def is_quantized(transformer: WanS2VTransformer) -> bool:

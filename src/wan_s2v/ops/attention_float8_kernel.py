@@ -1,0 +1,154 @@
+"""Triton kernels of `attention_float8`: one rounds queries or keys, one values, one attends.
+
+Hopper's 8-bit products want both factors contiguous along the summed axis: head size for q · kᵀ, tokens for p · v. So
+values are stored transposed.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Final
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from wan_s2v.ops.attention_float8 import KEY_BLOCK
+from wan_s2v.ops.float8 import FLOAT8, LARGEST
+
+_QUERIES: Final = 64  # queries of a program
+_PEAK: Final = 256.0  # of a probability as float8
+
+
+def launch_attention_float8(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) -> Tensor:
+    """`attention_float8`; D is a power of two of at least 16.
+
+    Args:
+        mean: (B, 1, N, D) float32, taken from the keys.
+    """
+    batch, num_queries, heads, dim = q.shape
+    num_keys = k.shape[1]
+    factor = math.log2(math.e) / math.sqrt(dim)
+    q8, q_scale = _round(q, None, factor, per_row=True)
+    k8, k_scale = _round(k, mean, 1.0, per_row=False)
+    v8, v_scale = _round_values(v)
+    out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    _attend[(triton.cdiv(num_queries, _QUERIES), batch * heads)](
+        q8, k8, v8, q_scale, k_scale, v_scale, out,
+        num_queries, num_keys, v8.shape[-1], heads,
+        DIM=dim, QUERIES=_QUERIES, KEYS=KEY_BLOCK, PEAK=_PEAK, num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return out.flatten(2)
+
+
+def _round(x: Tensor, mean: Tensor | None, factor: float, *, per_row: bool) -> tuple[Tensor, Tensor]:
+    """x (B, L, N, D) - mean → (B, N, L, D) float8; and scales times `factor`, (B, N, L) or one for each block."""
+    batch, length, heads, dim = x.shape
+    blocks = triton.cdiv(length, KEY_BLOCK)
+    values = torch.empty(batch, heads, length, dim, dtype=FLOAT8, device=x.device)
+    scale = torch.empty(batch, heads, length if per_row else blocks, device=x.device)
+    _round_heads[(blocks, batch * heads)](
+        x, x if mean is None else mean, values, scale, *_strides(x), length, heads, factor,
+        LARGEST=LARGEST, HAS_MEAN=mean is not None, PER_ROW=per_row, DIM=dim, BLOCK=KEY_BLOCK, num_warps=4,
+    )  # fmt: skip
+    return values, scale
+
+
+def _round_values(v: Tensor) -> tuple[Tensor, Tensor]:
+    """v (B, M, N, D) → (B, N, D, M padded to whole blocks) float8 with zeros behind, and scales (B, N, D)."""
+    batch, length, heads, dim = v.shape
+    scale = (v.abs().amax(dim=1).float().clamp(min=1e-12) / LARGEST).contiguous()
+    blocks = triton.cdiv(length, KEY_BLOCK)
+    values = torch.empty(batch, heads, dim, blocks * KEY_BLOCK, dtype=FLOAT8, device=v.device)
+    _transpose_values[(blocks, batch * heads)](
+        v, values, scale, *_strides(v), length, blocks * KEY_BLOCK, heads, DIM=dim, BLOCK=KEY_BLOCK, num_warps=4
+    )
+    return values, scale
+
+
+def _strides(x: Tensor) -> tuple[Any, ...]:
+    """Distances of batches, tokens and heads."""
+    assert x.stride(3) == 1
+    return x.stride()[:3]
+
+
+@triton.jit
+def _round_heads(
+    x_ptr, mean_ptr, values_ptr, scale_ptr, x_batch, x_token, x_head, length, heads, factor,
+    LARGEST: tl.constexpr, HAS_MEAN: tl.constexpr, PER_ROW: tl.constexpr, DIM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    block = tl.program_id(0).to(tl.int64)
+    pair = tl.program_id(1).to(tl.int64)
+    batch, head = pair // heads, pair % heads
+    token = block * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, DIM)
+    inside = (token < length)[:, None]
+    source = x_ptr + batch * x_batch + head * x_head + token[:, None] * x_token + channel[None, :]
+    x = tl.load(source, mask=inside, other=0.0).to(tl.float32)
+    if HAS_MEAN:
+        mean = tl.load(mean_ptr + pair * DIM + channel)
+        x = tl.where(inside, x - mean[None, :], 0.0)
+    largest = tl.maximum(tl.max(tl.abs(x), axis=1), 1e-12)
+    if not PER_ROW:
+        largest = tl.zeros_like(largest) + tl.max(largest, axis=0)
+    scale = largest / LARGEST
+    rounded = tl.minimum(tl.maximum(x / scale[:, None], -LARGEST), LARGEST).to(tl.float8e4nv)
+    target = values_ptr + (pair * length + token[:, None]) * DIM + channel[None, :]
+    tl.store(target, rounded, mask=inside)
+    if PER_ROW:
+        tl.store(scale_ptr + pair * length + token, scale * factor, mask=token < length)
+    else:
+        tl.store(scale_ptr + pair * tl.num_programs(0) + block, tl.max(scale, axis=0) * factor)
+
+
+@triton.jit
+def _transpose_values(
+    v_ptr, values_ptr, scale_ptr, v_batch, v_token, v_head, length, padded, heads,
+    DIM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(1).to(tl.int64)
+    batch, head = pair // heads, pair % heads
+    token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    channel = tl.arange(0, DIM)
+    source = v_ptr + batch * v_batch + head * v_head + token[:, None] * v_token + channel[None, :]
+    v = tl.load(source, mask=(token < length)[:, None], other=0.0).to(tl.float32)
+    scale = tl.load(scale_ptr + pair * DIM + channel)
+    rounded = tl.trans((v / scale[None, :]).to(tl.float8e4nv))
+    tl.store(values_ptr + (pair * DIM + channel[:, None]) * padded + token[None, :], rounded)
+
+
+@triton.jit
+def _attend(
+    q_ptr, k_ptr, v_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_ptr, num_queries, num_keys, padded_keys, heads,
+    DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PEAK: tl.constexpr,
+):  # fmt: skip
+    pair = tl.program_id(1).to(tl.int64)
+    query = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)
+    channel = tl.arange(0, DIM)
+    key = tl.arange(0, KEYS)
+    known = query < num_queries
+    q = tl.load(q_ptr + (pair * num_queries + query[:, None]) * DIM + channel[None, :], mask=known[:, None], other=0.0)
+    q_scale = tl.load(q_scale_ptr + pair * num_queries + query, mask=known, other=0.0)
+    k_ptr += (pair * num_keys + key[None, :]) * DIM + channel[:, None]
+    v_ptr += (pair * DIM + channel[None, :]) * padded_keys + key[:, None]
+    k_scale_ptr += pair * (padded_keys // KEYS)
+    top = tl.full((QUERIES,), -1e30, tl.float32)
+    total = tl.zeros((QUERIES,), tl.float32)
+    sums = tl.zeros((QUERIES, DIM), tl.float32)
+    for first in range(0, num_keys, KEYS):
+        k = tl.load(k_ptr + first * DIM, mask=(key + first < num_keys)[None, :], other=0.0)
+        scores = tl.dot(q, k) * (q_scale * tl.load(k_scale_ptr + first // KEYS))[:, None]
+        scores = tl.where((key + first < num_keys)[None, :], scores, -1e30)
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        shrink = tl.exp2(top - higher)
+        weights = tl.exp2(scores - higher[:, None])
+        total = total * shrink + tl.sum(weights, axis=1)
+        v = tl.load(v_ptr + first)
+        sums = tl.dot((weights * PEAK).to(tl.float8e4nv), v, sums * shrink[:, None])
+        top = higher
+    v_scale = tl.load(v_scale_ptr + pair * DIM + channel)
+    result = sums * (v_scale[None, :] / PEAK) / total[:, None]
+    batch, head = pair // heads, pair % heads
+    target = out_ptr + ((batch * num_queries + query[:, None]) * heads + head) * DIM + channel[None, :]
+    tl.store(target, result.to(out_ptr.dtype.element_ty), mask=known[:, None])
