@@ -31,6 +31,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import contact_sheets
 import cv2
+import documents
 import embedded_table
 import experts
 import torch
@@ -182,7 +183,7 @@ def report(circumstances: Record, records: Sequence[Record], results: Path, docu
     counts = {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)}
     values = [asdict(row) | {"goal": row.goal, "reached": row.reached} for row in rows]
     update_results(results, {"clips": {**circumstances, "videos": counts, "rows": values}})
-    text = embedded_table.markdown(["measure", "goal", "reached", "rendered"], [row.cells() for row in rows])
+    text = documents.markdown(["measure", "goal", "reached", "rendered"], [row.cells() for row in rows])
     size = circumstances["size"]
     caption = (
         f"{counts.get('held-out', 0)} clips of {circumstances['seconds']:g} s at {size}x{size}, "
@@ -191,7 +192,7 @@ def report(circumstances: Record, records: Sequence[Record], results: Path, docu
         f"recorded voices, and {counts.get('long', 0)} videos of {LONG_CLIPS} clips. In the last column, the same "
         "people speaking the same sentences as the renderer draws them."
     )
-    embedded_table.write_section(document, "held-out clips", f"{caption}\n\n{text}")
+    documents.write_section(document, "held-out clips", f"{caption}\n\n{text}")
     print(text)
 
 
@@ -203,7 +204,7 @@ def report_experts(folder: Path, results: Path, document: Path, plot: Path) -> N
     update_results(results, {"experts": comparison.to_json()})
     shown = Path(os.path.relpath(plot, document.parent)).as_posix()
     text = f"![Held-out loss per noise level]({shown})\n\n{experts.caption(comparison)}\n\n{experts.table(comparison)}"
-    embedded_table.write_section(document, "experts", text)
+    documents.write_section(document, "experts", text)
     print(text)
 
 

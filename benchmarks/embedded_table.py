@@ -5,14 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from embedded_clips import LANGUAGES, LONG_CLIPS
 
 LEAD_FRAMES = 3  # of the picture under timing="reference"
-_HEADING = "# The embedded model\n"
 
 Record = dict[str, Any]
 Side = Literal["found", "truth"]
@@ -168,20 +166,3 @@ def _tenth(values: list[float]) -> float:
 
 def _share(wanted: int) -> Callable[[list[float]], float]:
     return lambda values: sum(value == wanted for value in values) / len(values)
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
-
-
-def write_section(document: Path, name: str, text: str) -> None:
-    """Put text between the two marker comments of a section, which are added to the end of a document without them."""
-    first, last = f"<!-- measured: {name} -->", f"<!-- end of measured: {name} -->"
-    old = document.read_text(encoding="utf-8") if document.is_file() else _HEADING
-    if first not in old or last not in old:
-        old = f"{old.rstrip()}\n\n{first}\n{last}\n"
-    before, rest = old.split(first, 1)
-    after = rest.split(last, 1)[1]
-    document.parent.mkdir(parents=True, exist_ok=True)
-    document.write_text(f"{before}{first}\n\n{text.strip()}\n\n{last}{after}", encoding="utf-8")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from embedded_table import markdown
+from documents import markdown
 
 STAGES = ("transformer", "baseline", "high-noise", "low-noise")
 TRUNK, BASELINE, HIGH, BOTH = "trunk", "baseline", "high-noise expert and baseline", "both experts"

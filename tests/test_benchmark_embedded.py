@@ -15,6 +15,7 @@ from models import random_pipeline
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
+import documents
 import embedded
 import embedded_clips
 import embedded_table
@@ -173,10 +174,11 @@ def test_recorded_voices_stand_beside_synthetic_ones():
 
 def test_a_section_is_replaced_and_the_prose_around_it_stays(tmp_path):
     document = tmp_path / "docs" / "model.md"
-    embedded_table.write_section(document, "a", "first")
-    embedded_table.write_section(document, "b", "other")
-    document.write_text(document.read_text().replace("# The embedded model", "# The embedded model\n\nProse."))
-    embedded_table.write_section(document, "a", "second")
+    document.parent.mkdir()
+    document.write_text("# The embedded model\n\nProse.\n")
+    documents.write_section(document, "a", "first")
+    documents.write_section(document, "b", "other")
+    documents.write_section(document, "a", "second")
     text = document.read_text()
     assert text.startswith("# The embedded model\n\nProse.\n\n<!-- measured: a -->\n\nsecond\n")
     assert "first" not in text

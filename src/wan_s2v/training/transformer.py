@@ -278,6 +278,7 @@ def compile_blocks(transformer: WanS2VTransformer) -> None:
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # a graph without gradients takes longer to compile than to measure once
 def measure_loss(
     choose: Callable[[float], WanS2VTransformer],
     examples: Examples,
