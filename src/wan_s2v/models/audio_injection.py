@@ -131,7 +131,7 @@ class AudioInjector(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """In which the injections take their tokens."""
-        return self._attentions()[0].to_q.weight.dtype
+        return self._attentions()[0].input_dtype
 
     def _attentions(self) -> list[Attention]:
         return [layer for layer in self.attentions if isinstance(layer, Attention)]

@@ -25,6 +25,11 @@ class KeysValues(NamedTuple):
 Hidden: TypeAlias = Tensor | Quantized  # tokens on their way into a linear layer, which may want them rounded
 
 
+def input_dtype(layer: nn.Module) -> torch.dtype:
+    """In which a linear layer wants its tokens: that of its weight, unless it says otherwise."""
+    return getattr(layer, "input_dtype", None) or layer.get_parameter("weight").dtype
+
+
 class RMSNorm(nn.Module):
     """RMS norm over the full width, before the split into heads, which are then turned where a table is given."""
 
@@ -56,9 +61,14 @@ class Attention(nn.Module):
         self.norm_q = RMSNorm(dim, num_heads, eps)
         self.norm_k = RMSNorm(dim, num_heads, eps)
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """In which it wants the tokens that it attends from."""
+        return input_dtype(self.to_q)
+
     def keys_values(self, context: Hidden, rotary: RotaryTable | None = None) -> KeysValues:
         """Keys and values of (B, M, C) tokens; computed once where the context does not change with the step."""
-        context = context.to(self.to_k.weight.dtype) if isinstance(context, Tensor) else context
+        context = context.to(input_dtype(self.to_k)) if isinstance(context, Tensor) else context
         values = self.to_v(context).unflatten(-1, (self.num_heads, -1))
         return KeysValues(self.norm_k(self.to_k(context), rotary), values)
 
@@ -92,9 +102,14 @@ class FeedForward(nn.Module):
         super().__init__()
         self.net = nn.ModuleList([GELULinear(dim, inner_dim), nn.Identity(), nn.Linear(inner_dim, dim)])
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """In which it wants its tokens."""
+        return input_dtype(self.net[0].get_submodule("proj"))
+
     def forward(self, x: Hidden) -> Tensor:
         first, last = self.net[0], self.net[2]
-        if last.weight.dtype == FLOAT8:
+        if input_dtype(last) == FLOAT8:
             return last(gelu_rows(first.get_submodule("proj")(x)))
         return last(first(x))
 

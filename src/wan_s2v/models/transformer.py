@@ -18,7 +18,14 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from wan_s2v.models.audio_injection import AudioInjector, AudioModulation, CausalAudioEncoder
-from wan_s2v.models.layers import MLP, Attention, FeedForward, KeysValues, linear_float32, sinusoidal_embedding
+from wan_s2v.models.layers import (
+    MLP,
+    Attention,
+    FeedForward,
+    KeysValues,
+    linear_float32,
+    sinusoidal_embedding,
+)
 from wan_s2v.models.motion import KEEP_ALL, MotionPacker
 from wan_s2v.models.tokens import Grid, TokenLayout
 from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation
@@ -107,14 +114,16 @@ class WanS2VBlock(nn.Module):
             time_rows: (B, 6, 2, C), time embeddings of noise and context tokens.
         Returns: the stream, and what is still to be added to it.
         """
-        dtype = self.attn1.to_q.weight.dtype
+        num_tokens = x.shape[1]
         rows = (self.scale_shift_table.float()[:, :, None] + time_rows).unbind(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = (Rows(table, num_noise) for table in rows)
-        x, hidden = add_and_norm(x, pending, modulation(shift1, scale1, x.shape[1], self.eps), dtype)
-        x, hidden = add_and_norm(x, Update(self.attn1(hidden, rotary=rotary), gate1), self._affine(x.shape[1]), dtype)
-        x, hidden = add_and_norm(
-            x, Update(self.attn2(hidden, text)), modulation(shift2, scale2, x.shape[1], self.eps), dtype
-        )
+        norm1 = modulation(shift1, scale1, num_tokens, self.eps)
+        x, hidden = add_and_norm(x, pending, norm1, self.attn1.input_dtype)
+        update = Update(self.attn1(hidden, rotary=rotary), gate1)
+        x, hidden = add_and_norm(x, update, self._affine(num_tokens), self.attn2.input_dtype)
+        update = Update(self.attn2(hidden, text))
+        norm3 = modulation(shift2, scale2, num_tokens, self.eps)
+        x, hidden = add_and_norm(x, update, norm3, self.ffn.input_dtype)
         return x, Update(self.ffn(hidden), gate2)
 
     def _affine(self, num_tokens: int) -> Affine:

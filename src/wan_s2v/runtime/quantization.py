@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention_float8 import attention_float8
-from wan_s2v.ops.float8 import Quantized, linear_float8, quantize_rows
+from wan_s2v.ops.float8 import FLOAT8, Quantized, linear_float8, quantize_rows
 
 _EVERY_STEP = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
 _FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
@@ -25,6 +25,7 @@ _SMALLEST_HEAD = 32  # summed axis of an 8-bit product
 class Float8Linear(nn.Module):
     """A linear layer whose weight is stored, and whose input is rounded, in float8 with a scale for each row."""
 
+    input_dtype = FLOAT8
     weight: Tensor
     weight_scale: Tensor
 
