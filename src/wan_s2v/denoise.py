@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from wan_s2v.errors import NumericsError, UsageError
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
+from wan_s2v.runtime.step_cache import StepCache
 
 NUM_TRAIN_TIMESTEPS: Final = 1000
 SCHEDULERS: Final = ("unipc", "dpm++", "euler")
@@ -118,6 +120,7 @@ def denoise(
     choose_expert: Callable[[float], Expert],
     guidance: Guidance,
     on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+    step_cache: StepCache | None = None,
 ) -> Tensor:
     """Run all steps of one clip.
 
@@ -125,11 +128,17 @@ def denoise(
         latents: (1, C, F, h, w) float32 noise.
         choose_expert: the expert for a timestep.
         on_step: called with step, timestep and latents after each step; may return replacement latents.
+        step_cache: a new one, which may spare some of the predictions.
     Raises: NumericsError at the first step whose prediction or latents are not finite.
     """
     count = len(scheduler.timesteps)
     for step, timestep in enumerate(scheduler.timesteps):
-        noise_pred = choose_expert(float(timestep)).predict(latents, timestep.reshape(1), guidance)
+        expert = choose_expert(float(timestep))
+        predict = partial(expert.predict, latents, timestep.reshape(1), guidance)
+        if step_cache is None:
+            noise_pred = predict()
+        else:
+            noise_pred = step_cache.predict(step, float(scheduler.sigmas[step]), latents, expert.transformer, predict)
         _check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
         _check_finite(latents, "the latents", step, count, timestep)
