@@ -1,4 +1,4 @@
-"""Converting changes the layout and no value, in both directions, and never leaves half a checkpoint."""
+"""Converting rounds nothing, or as little as its format; it works in both directions and never leaves half a result."""
 
 from __future__ import annotations
 
@@ -7,19 +7,23 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
 from checkpoints import write_official_s2v
 from conftest import load_golden
 from diffusers import AutoencoderKLWan
+from formats import make_transformer, official, predict, write_components
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel, Wav2Vec2Model
 
+from wan_s2v.cli import main
 from wan_s2v.errors import CheckpointError, OutputError, UsageError
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.weights import Checkpoint, convert, find_checkpoint, load_components
-from wan_s2v.weights.files import iterate_tensors
+from wan_s2v.weights import Checkpoint, convert, find_checkpoint, load_components, load_model
+from wan_s2v.weights.files import iterate_tensors, read_metadata
 
+CPU = torch.device("cpu")
 MODELS = ("transformer", "transformer_2", "vae", "text_encoder", "audio_encoder")
 
 
@@ -217,3 +221,145 @@ def test_latent_statistics_that_the_official_layout_cannot_hold_are_refused(sour
     with pytest.raises(UsageError, match="latents_mean cannot be stated in the official layout"):
         convert(target, tmp_path / "official", layout="official")
     assert not (tmp_path / "official").exists()
+
+
+ALONE = frozenset({"vae", "text_encoder", "tokenizer", "audio_encoder", "audio_processor"})
+LOSS = {  # of a value, relative to the largest of the numbers that share its scale: half a step of the format
+    "fp8": 2**-4,
+    "gguf-q8_0": 0.5 / 127,
+}
+
+
+class TestQuantization:
+    @pytest.fixture(scope="class")
+    def source(self, tmp_path_factory: pytest.TempPathFactory) -> Path:
+        tensors, metadata = official(make_transformer())
+        file = tmp_path_factory.mktemp("source") / "s2v.safetensors"
+        save_file({name: value.bfloat16() for name, value in tensors.items()}, file, metadata=metadata)
+        return file
+
+    @pytest.mark.parametrize(("form", "suffix"), [("fp8", ".safetensors"), ("gguf-q8_0", ".gguf")])
+    def test_every_value_comes_back_within_half_a_step(
+        self, source: Path, tmp_path: Path, form: Any, suffix: str
+    ) -> None:
+        exact = load_file(source)
+        target = convert(source, tmp_path / f"small{suffix}", quantization=form)
+        found = find_checkpoint(target, skip=ALONE)
+        assert found.models["transformer"].config == find_checkpoint(source, skip=ALONE).models["transformer"].config
+        changed = 0
+        for item, tensor in iterate_tensors(found.models["transformer"].tensors.values()):
+            values = exact[item.name].float()
+            if not item.is_packed:
+                assert torch.equal(tensor.float(), values), item.name
+                continue
+            changed += 1
+            groups = values if form == "fp8" else values.reshape(-1, 32)
+            largest = values.abs() if form == "fp8" else groups.abs().amax(1, keepdim=True)
+            smallest = values.abs().max() / 448 / 2**9 if form == "fp8" else largest / 1000  # float16 scales
+            assert ((tensor.reshape(groups.shape) - groups).abs() <= largest * LOSS[form] + smallest).all(), item.name
+        assert changed >= 2 * 10 + 4  # blocks and injector
+        before = load_model(find_checkpoint(source, skip=ALONE).models["transformer"], torch.float32, CPU)
+        after = load_model(found.models["transformer"], torch.float32, CPU)
+        made, expected = predict(after).flatten(), predict(before).flatten()
+        assert torch.nn.functional.cosine_similarity(made, expected, dim=0) > 0.999
+
+    def test_float8_has_the_names_of_comfy_org(self, source: Path, tmp_path: Path) -> None:
+        made = load_file(convert(source, tmp_path / "s2v_fp8_scaled.safetensors", quantization="fp8"))
+        exact = load_file(source)
+        scales = {name for name in made if name.endswith(".scale_weight")}
+        assert made.keys() == exact.keys() | scales | {"scaled_fp8"}
+        assert made["scaled_fp8"].shape == (2,)
+        assert "blocks.1.ffn.2.scale_weight" in scales
+        for name in scales:
+            weight = name.replace("scale_weight", "weight")
+            assert (made[name].shape, made[name].dtype) == ((), torch.float32)
+            assert made[weight].dtype == torch.float8_e4m3fn
+            assert made[weight].float().abs().max() == 448
+        assert made["head.head.weight"].dtype == made["time_projection.1.weight"].dtype == torch.bfloat16
+
+    def test_gguf_is_read_by_its_own_package(self, source: Path, tmp_path: Path) -> None:
+        reader = gguf.GGUFReader(convert(source, tmp_path / "s2v-Q8_0.gguf", quantization="gguf-q8_0"))
+        assert reader.get_field("general.architecture").contents() == "wan"
+        exact = load_file(source)
+        assert {tensor.name for tensor in reader.tensors} == exact.keys()
+        kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+        assert kinds["blocks.0.self_attn.q.weight"] == kinds["text_embedding.0.weight"] == "Q8_0"
+        sensitive = ("time_embedding.0.weight", "head.head.weight", "blocks.0.modulation", "cond_encoder.weight")
+        assert {kinds[name] for name in sensitive} == {"F32"}
+
+    def test_a_second_time_float8_changes_nothing(self, source: Path, tmp_path: Path) -> None:
+        once = load_file(convert(source, tmp_path / "once.safetensors", quantization="fp8"))
+        twice = load_file(convert(tmp_path / "once.safetensors", tmp_path / "twice.safetensors", quantization="fp8"))
+        assert once.keys() == twice.keys()
+        assert all(torch.equal(once[name].float(), twice[name].float()) for name in once)
+
+    def test_int8_is_a_folder_whose_small_models_keep_their_values(self, tmp_path: Path) -> None:
+        source = write_official_s2v(tmp_path / "source", dtype=torch.bfloat16)
+        target = convert(source, tmp_path / "int8", quantization="int8")
+        before, after = find_checkpoint(source), find_checkpoint(target)
+        assert after.layout == "diffusers"
+        assert {name: model.storage for name, model in after.models.items()} == {
+            "transformer": "I8",
+            "text_encoder": "BF16",  # of this size, no matrix is large enough
+            "vae": "F32",
+            "audio_encoder": "F32",
+        }
+        exact, made = stored(before), stored(after)
+        assert exact.keys() == made.keys()
+        for name, tensor in exact.items():
+            if name.startswith(("vae/", "audio_encoder/")):
+                assert torch.equal(made[name], tensor), name
+            else:
+                assert (made[name].float() - tensor.float()).norm() <= 0.01 * tensor.float().norm(), name
+
+    def test_single_files_become_a_folder_that_the_libraries_read(self, source: Path, tmp_path: Path) -> None:
+        components = write_components(tmp_path / "comfyui")
+        checkpoint = find_checkpoint(source, components=components)
+        target = convert(checkpoint, tmp_path / "diffusers", layout="diffusers")
+        exact, made = stored(checkpoint), stored(find_checkpoint(target))
+        assert exact.keys() == made.keys()
+        assert all(torch.equal(made[name], tensor) for name, tensor in exact.items())
+        again = load_components(find_checkpoint(target), torch_dtype=torch.float32)
+        assert len(again["tokenizer"]) > 30
+        assert again["audio_processor"].do_normalize
+        UMT5EncoderModel.from_pretrained(target / "text_encoder")
+        Wav2Vec2Model.from_pretrained(target / "audio_encoder")
+
+    def test_experts_do_not_fit_into_one_file(self, tmp_path: Path) -> None:
+        source = write_official_s2v(tmp_path / "source", boundary_ratio=0.9)
+        with pytest.raises(UsageError, match=r"has two transformers.*int8"):
+            convert(source, tmp_path / "one.gguf", quantization="gguf-q8_0")
+
+    def test_a_weight_that_is_not_finite_is_named_and_nothing_is_left(self, source: Path, tmp_path: Path) -> None:
+        tensors = load_file(source)
+        tensors["blocks.1.ffn.0.weight"][0, 0] = float("nan")
+        save_file(tensors, tmp_path / "bad.safetensors", metadata=read_metadata(source))
+        with pytest.raises(CheckpointError, match=r"blocks.1.ffn.0.weight holds NaN"):
+            convert(tmp_path / "bad.safetensors", tmp_path / "out" / "fp8.safetensors", quantization="fp8")
+        assert list((tmp_path / "out").iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({}, r"layout=None is not accepted with quantization=None. Use 'official' or 'diffusers'"),
+            ({"quantization": "int4"}, r"quantization='int4' is not accepted. Use 'fp8', 'int8' or 'gguf-q8_0'"),
+            ({"quantization": "fp8"}, r"Call it \*.safetensors"),
+            ({"quantization": "fp8", "layout": "official"}, r"layout='official' is not accepted .* Use none"),
+            ({"quantization": "int8", "layout": "official"}, r"Use none or 'diffusers'"),
+            ({"quantization": "int8", "torch_dtype": torch.float16}, r"torch_dtype=torch.float16 is not accepted"),
+        ],
+    )
+    def test_values_that_do_not_go_together_are_misuse(
+        self, source: Path, tmp_path: Path, options: dict[str, Any], message: str
+    ) -> None:
+        with pytest.raises(UsageError, match=message):
+            convert(source, tmp_path / "target", **options)
+
+    def test_the_command_line_takes_the_same_words(
+        self, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        target = tmp_path / "s2v-Q8_0.gguf"
+        assert main(["convert", str(source), str(target), "--quantization", "gguf-q8_0", "--quiet", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"status": "done", "path": str(target)}
+        assert find_checkpoint(target, skip=ALONE).models["transformer"].storage == "Q8_0"
+        assert main(["convert", str(source), str(tmp_path / "none")]) == 2

@@ -122,6 +122,7 @@ def _assert_rounded(made: Quantized, wanted: Quantized) -> None:
     assert near.float().mean() > 0.9
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of the interpreter: sigmoid of large negatives is 0
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_rows_are_rounded_to_float8_as_by_plain_pytorch(dtype, gelu):

@@ -13,6 +13,7 @@ from conftest import MEDIA
 from models import random_pipeline, random_transformer
 from PIL import Image
 
+import wan_s2v.pipeline
 from wan_s2v import WanS2VPipeline
 from wan_s2v.denoise import Guidance, is_high_noise
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
@@ -276,3 +277,32 @@ def test_low_precision_is_at_most_twice_as_far_from_float32_as_autocast(dtype):
 def test_fps_is_exact(pipeline):
     plan = pipeline.plan(VOICE, PORTRAIT, fps="29.97", **SMALL)
     assert plan.clips.fps == Fraction(30_000, 1001)
+
+
+def test_the_fast_preset_computes_fewer_steps_and_says_so(pipeline):
+    options = SMALL | {"num_inference_steps": 12, "num_frames": 8, "fps": 16}
+    exact = pipeline(VOICE, PORTRAIT, **options)
+    fast = pipeline(VOICE, PORTRAIT, **options, preset="fast")
+    assert exact.metadata["num_predictions"] == 12
+    assert 5 <= fast.metadata["num_predictions"] < 12
+    assert fast.metadata["step_cache"] > 0 == exact.metadata["step_cache"]
+    difference = np.abs(fast.frames.astype(int) - exact.frames.astype(int)).mean()
+    assert 0 < difference < 3
+
+
+def test_the_fast_preset_decodes_without_a_seam(pipeline, monkeypatch):
+    """Later clips bring only their own latents; the first one the reference's before them."""
+    lengths = []
+    original = wan_s2v.pipeline.decode_latents
+
+    def decode(vae, latents, num_frames, cache=None):
+        lengths.append((latents.shape[1], cache is not None))
+        return original(vae, latents, num_frames, cache)
+
+    monkeypatch.setattr(wan_s2v.pipeline, "decode_latents", decode)
+    made = pipeline(VOICE, PORTRAIT, **SMALL, num_frames=20, fps=16, frames_per_clip=12, preset="fast")
+    assert made.frames.shape == (20, 64, 80, 3)
+    assert lengths == [(4, True), (3, True)]
+    lengths.clear()
+    pipeline(VOICE, PORTRAIT, **SMALL, num_frames=20, fps=16, frames_per_clip=12)
+    assert lengths == [(4, False), (22, False)]

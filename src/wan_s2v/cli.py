@@ -92,7 +92,9 @@ def _generation_options(
     seed: Annotated[
         int | None, _flag("Same seed, same video; clip r uses seed + r.", _SAMPLING, default="random, shown")
     ] = None,
-    preset: Annotated[str, _flag("exact, or draft for a quick look.", _SAMPLING)] = "exact",
+    preset: Annotated[
+        str, _flag("exact, fast, draft for a quick look, or 4step for a few-step LoRA.", _SAMPLING)
+    ] = "exact",
     num_clips: Annotated[int | None, _flag("Make at most so many clips.", _CLIPS, default="all")] = None,
     frames_per_clip: Annotated[
         int | None,
@@ -133,6 +135,14 @@ def _model_choice(
     return dict(locals())
 
 
+_LORA: Any = _flag(
+    "A LoRA to put on the model; may be given several times. FILE:WEIGHT for another strength than 1.",
+    _INPUTS,
+    "--lora",
+    default="none",
+)
+
+
 def _panel_index(parameter: inspect.Parameter) -> int:
     """Place of a parameter's panel in the help; positional arguments come first."""
     panel = parameter.annotation.__metadata__[0].rich_help_panel
@@ -171,6 +181,7 @@ def generate(
     choice: dict[str, Any],
     image: Annotated[Path, _flag("The picture to animate.", _INPUTS, "--image", "-i")],
     audio: Annotated[Path, _flag("The voice: a sound file, or a video with sound.", _INPUTS, "--audio", "-a")],
+    lora: Annotated[list[str] | None, _LORA] = None,
     output: Annotated[
         Path | None, _flag("The mp4 to write.", _OUTPUT, "--output", "-o", default="<image>_<audio>.mp4 here")
     ] = None,
@@ -182,14 +193,22 @@ def generate(
 ) -> None:
     """Make a video from one picture and one sound. Flags of the official generate.py work as well."""
     from wan_s2v.commands.progress import make_reporter
-    from wan_s2v.commands.request import ModelChoice, Request, load_pipeline, make_video, open_model, preview
+    from wan_s2v.commands.request import (
+        ModelChoice,
+        Request,
+        load_pipeline,
+        make_video,
+        open_model,
+        parse_loras,
+        preview,
+    )
     from wan_s2v.plan import GenerationOptions
     from wan_s2v.video import check_output_path
 
     console = _console(stderr=True)
     _silence_libraries()
     output = Path(f"{image.stem}_{audio.stem}.mp4") if output is None else output
-    request = Request(image, audio, output, GenerationOptions(**options), overwrite)
+    request = Request(image, audio, output, GenerationOptions(**options), overwrite, parse_loras(lora or ()))
     check_output_path(output, overwrite=overwrite)
     model = open_model(ModelChoice(**choice), request.options)
     planned = preview(request, model)
@@ -214,6 +233,7 @@ def batch(
     options: dict[str, Any],
     choice: dict[str, Any],
     jobs: Annotated[Path, Argument(help="JSON lines or CSV with image, audio and options; or a folder of pairs.")],
+    lora: Annotated[list[str] | None, _LORA] = None,
     output_dir: Annotated[
         Path | None, _flag("Where the videos go, as <audio>.mp4.", _OUTPUT, default="beside the jobs")
     ] = None,
@@ -229,13 +249,13 @@ def batch(
     """Make many videos with one loaded model. The flags are defaults that a job may override."""
     from wan_s2v.commands.batch import BatchRun, print_outcomes, read_jobs
     from wan_s2v.commands.progress import make_reporter
-    from wan_s2v.commands.request import ModelChoice, open_model
+    from wan_s2v.commands.request import ModelChoice, open_model, parse_loras
     from wan_s2v.plan import GenerationOptions
 
     console = _console(stderr=True)
     _silence_libraries()
     model = open_model(ModelChoice(**choice), GenerationOptions(**options))
-    found = read_jobs(jobs, output_dir, options)
+    found = read_jobs(jobs, output_dir, options, parse_loras(lora or ()))
     report = report or jobs.resolve().parent / f"{jobs.resolve().name}.report.jsonl"
     with make_reporter(console, quiet=quiet) as reporter:
         run = BatchRun(found, model, reporter, overwrite=overwrite)
@@ -318,9 +338,13 @@ def download(
 
 @app.command()
 def convert(
-    source: Annotated[str, Argument(help="A model: folder, .safetensors file or hub id.")],
-    target: Annotated[Path, Argument(help="Folder to make.")],
-    layout: Annotated[str, _flag("official or diffusers.", _OUTPUT)],
+    source: Annotated[str, Argument(help="A model: folder, .safetensors or .gguf file, or hub id.")],
+    target: Annotated[Path, Argument(help="Folder to make, or file with fp8 and gguf-q8_0.")],
+    layout: Annotated[str | None, _flag("official or diffusers, for a folder.", _OUTPUT, default="none")] = None,
+    quantization: Annotated[
+        str | None,
+        _flag("fp8 or gguf-q8_0 (the transformer as one file), or int8 (a diffusers folder).", _OUTPUT, default="none"),
+    ] = None,
     torch_dtype: Annotated[
         str | None, _flag("bf16, fp16 or fp32, for the transformer.", _OUTPUT, default="as stored")
     ] = None,
@@ -328,7 +352,7 @@ def convert(
     quiet: Annotated[bool, _flag("No progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:
-    """Rewrite a model in another layout or precision."""
+    """Rewrite a model in another layout or precision; give --layout or --quantization."""
     from wan_s2v.commands.progress import make_reporter
     from wan_s2v.runtime.precision import as_dtype
     from wan_s2v.weights import convert as rewrite
@@ -336,7 +360,14 @@ def convert(
     dtype = None if torch_dtype is None else as_dtype(torch_dtype)
     _silence_libraries()
     with make_reporter(_console(stderr=True), quiet=quiet) as reporter:
-        made = rewrite(source, target, layout=layout, torch_dtype=dtype, progress=reporter.loading)  # type: ignore[arg-type]
+        made = rewrite(
+            source,
+            target,
+            layout=layout,  # type: ignore[arg-type]
+            quantization=quantization,  # type: ignore[arg-type]
+            torch_dtype=dtype,
+            progress=reporter.loading,
+        )
     _print_result(made, as_json)
 
 

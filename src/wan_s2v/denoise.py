@@ -119,26 +119,24 @@ def denoise(
     scheduler: Scheduler,
     choose_expert: Callable[[float], Expert],
     guidance: Guidance,
+    step_cache: StepCache,
     on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
-    step_cache: StepCache | None = None,
 ) -> Tensor:
     """Run all steps of one clip.
 
     Args:
         latents: (1, C, F, h, w) float32 noise.
         choose_expert: the expert for a timestep.
-        on_step: called with step, timestep and latents after each step; may return replacement latents.
         step_cache: a new one, which may spare some of the predictions.
+        on_step: called with step, timestep and latents after each step; may return replacement latents.
     Raises: NumericsError at the first step whose prediction or latents are not finite.
     """
     count = len(scheduler.timesteps)
     for step, timestep in enumerate(scheduler.timesteps):
         expert = choose_expert(float(timestep))
         predict = partial(expert.predict, latents, timestep.reshape(1), guidance)
-        if step_cache is None:
-            noise_pred = predict()
-        else:
-            noise_pred = step_cache.predict(step, float(scheduler.sigmas[step]), latents, expert.transformer, predict)
+        sigma = float(scheduler.sigmas[step])
+        noise_pred = step_cache.predict(step, sigma, latents, expert.transformer, predict)
         _check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
         _check_finite(latents, "the latents", step, count, timestep)

@@ -15,6 +15,7 @@ from wan_s2v.image import Framing
 from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
 from wan_s2v.plan import GenerationPlan
 from wan_s2v.pose_video import PoseVideo
+from wan_s2v.runtime.vae import Cache
 
 
 @dataclass
@@ -26,6 +27,7 @@ class Job:
         reference_latents: (C, 1, h, w).
         history: (3, motion_frames, H, W) float32 pixels in [-1, 1], the last ones made.
         motion_latents: (C, 19, h, w) of the history; None where the first clip starts without.
+        decoder_cache: where the VAE's decoder goes on after the clip before; None where it begins with the history.
         texts: by expert and by "prompt" or "negative".
     """
 
@@ -39,6 +41,7 @@ class Job:
     motion_latents: Tensor | None = None
     pose: PoseVideo | None = None
     pose_framing: Framing | None = None
+    decoder_cache: Cache | None = None
     texts: dict[tuple[str, str], TextContext] = field(default_factory=dict)
 
     @property

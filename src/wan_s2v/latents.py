@@ -14,6 +14,7 @@ from torch import Tensor
 
 from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.decoder import decode_frames
+from wan_s2v.runtime.vae import Cache, encode_moments
 
 
 def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -32,26 +33,27 @@ def encode_pixels(vae: AutoencoderKLWan, pixels: Tensor) -> Tensor:
     Returns: (C, 1 + k, h, w) float32.
     """
     assert pixels.shape[1] % FRAMES_PER_LATENT == 1, pixels.shape
-    posterior = vae.encode(pixels[None].to(vae.device, vae.dtype)).latent_dist
-    latents = posterior.mode()[0].float()
+    moments = encode_moments(vae, pixels[None].to(vae.device, vae.dtype))
+    latents = moments[0].chunk(2)[0].float()
     mean, inverse_std = latent_statistics(vae, latents)
     return (latents - mean) * inverse_std
 
 
 @torch.no_grad()
-def decode_latents(vae: AutoencoderKLWan, latents: Tensor, num_frames: int) -> Tensor:
+def decode_latents(vae: AutoencoderKLWan, latents: Tensor, num_frames: int, cache: Cache | None = None) -> Tensor:
     """Pixels of the last `num_frames` frames; those before only warm the causal decoder up.
 
     Args:
         latents: (C, F, h, w), prefix included.
-        num_frames: at most 1 + 4 · (F - 1).
+        num_frames: at most 4 · F, or 4 · F - 3 at the beginning of a sequence.
+        cache: carries the decoder's past from one call to the next, which then needs no prefix; see `decode_frames`.
     Returns: (3, num_frames, H, W) float32 in [-1, 1].
     """
     mean, inverse_std = latent_statistics(vae, latents)
     z = (latents.float() / inverse_std + mean)[None].to(vae.device, vae.dtype)
-    assert num_frames <= 1 + FRAMES_PER_LATENT * (z.shape[2] - 1), (num_frames, z.shape)
+    assert num_frames <= FRAMES_PER_LATENT * z.shape[2] - (0 if cache else FRAMES_PER_LATENT - 1), (num_frames, z.shape)
     num_kept = min(z.shape[2], -(-num_frames // FRAMES_PER_LATENT))
-    pixels = torch.cat(list(decode_frames(vae, z, num_kept)), dim=2)[:, :, -num_frames:]
+    pixels = torch.cat(list(decode_frames(vae, z, num_kept, cache=cache)), dim=2)[:, :, -num_frames:]
     if vae.config.patch_size is not None:
         pixels = unpatchify(pixels, patch_size=vae.config.patch_size)
     return pixels[0].float().clamp(-1, 1)

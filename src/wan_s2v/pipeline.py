@@ -7,14 +7,14 @@ server and nodes consume the same stream.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKLWan, DiffusionPipeline
+from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
@@ -28,6 +28,7 @@ from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framin
 from wan_s2v.interpolation import FrameInterpolator
 from wan_s2v.job import Experts, Job
 from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
+from wan_s2v.lora_loading import LoRALoading
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention import chosen_backends
 from wan_s2v.plan import (
@@ -42,9 +43,9 @@ from wan_s2v.plan import (
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
-from wan_s2v.runtime.cpu import speed_up_on_cpu
 from wan_s2v.runtime.offload import on_device
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
 from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
@@ -52,7 +53,7 @@ from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 _REFERENCE_HISTORY = 6  # frames of history that show the reference image where the video starts from it
 
 
-class WanS2VPipeline(DiffusionPipeline):
+class WanS2VPipeline(LoRALoading):
     """Speech to video with Wan2.2-S2V.
 
     Components: `transformer` (with `transformer_2`: the high-noise expert, `transformer_2` being the low-noise one),
@@ -93,11 +94,11 @@ class WanS2VPipeline(DiffusionPipeline):
             tokenizer=tokenizer,
             transformer_2=transformer_2,
         )
-        speed_up_on_cpu(vae)
         self.register_to_config(boundary_ratio=boundary_ratio, sampling_defaults=sampling_defaults)
         self.spec = spec
         self.notes: tuple[str, ...] = ()
         self.source: dict[str, Any] = {}
+        self.adapters = {}
 
     @classmethod
     def from_pretrained(
@@ -106,7 +107,7 @@ class WanS2VPipeline(DiffusionPipeline):
         *,
         torch_dtype: torch.dtype | str | None = None,
         device_map: str | None = None,
-        components: str | Path | None = None,
+        components: str | Path | Sequence[str | Path] | None = None,
         boundary_ratio: float | None = None,
         load_text_encoder: bool = True,
         progress: Callable[[str, int, int], None] | None = None,
@@ -118,7 +119,7 @@ class WanS2VPipeline(DiffusionPipeline):
                 encoder in bfloat16 (float32 if that is asked for): it overflows in float16.
             device_map: "auto" (the GPU if there is one with room for the weights), "cuda", "cpu", or None (the CPU;
                 move with `.to` or call with enable_cpu_offload=True).
-            components: folder with the other parts, where the model is a single transformer file.
+            components: folder with the other parts, or their files, where the model is a single transformer file.
             boundary_ratio: for two-expert checkpoints whose files do not state it.
             load_text_encoder: False saves 11 GB where prompt embeddings are given.
             progress: called with component, bytes done and bytes in all while loading.
@@ -167,6 +168,7 @@ class WanS2VPipeline(DiffusionPipeline):
         metadata = self.describe(plan)
         metadata["seconds"] = {stage: round(spent, 3) for stage, spent in seconds.items()}
         metadata["seconds"]["total"] = round(time.perf_counter() - started, 3)
+        metadata["num_predictions"] = sum(clip.num_predictions for clip in clips)
         frames = _join([clip.frames for clip in clips], axis=1 if output_type == "latent" else 0)
         sound = plan.waveform.padded_or_cut(float(plan.clips.duration)).samples
         return S2VOutput(frames, float(plan.clips.fps), sound, MODEL_SAMPLE_RATE, metadata, plan)
@@ -186,10 +188,13 @@ class WanS2VPipeline(DiffusionPipeline):
 
     def plan(self, audio_path: AudioSource, image_path: ImageSource, **options: Any) -> GenerationPlan:
         """Open the inputs and check every option; nothing is computed yet."""
-        return plan_generation(audio_path, image_path, GenerationOptions.from_keywords(options), self.spec)
+        settled = GenerationOptions.from_keywords(options)
+        return plan_generation(audio_path, image_path, settled, self.spec, has_lora=self.has_lora)
 
     def describe(self, plan: GenerationPlan) -> dict[str, Any]:
         """What made a result: versions, devices, precision and the plan."""
+        loras = [record for expert, adapters in self.adapters.items() for record in adapters.records(expert)]
+        notes = [note for adapters in self.adapters.values() for note in adapters.notes]
         return {
             "version": __version__,
             "torch": torch.__version__,
@@ -197,8 +202,9 @@ class WanS2VPipeline(DiffusionPipeline):
             "dtype": str(self.transformer.dtype).removeprefix("torch."),
             "attention": chosen_backends(),
             **self.source,
+            **({"loras": loras} if loras else {}),
             **plan.summary(),
-            "warnings": [*plan.warnings, *self.notes],
+            "warnings": list(dict.fromkeys([*plan.warnings, *self.notes, *notes])),
         }
 
     def run(
@@ -219,18 +225,19 @@ class WanS2VPipeline(DiffusionPipeline):
         for clip in plan.clips.clips:
             if pixels is not None:  # of the clip before, which its receiver already has
                 self._hand_over(job, pixels, clock)
-            latents = self._denoise_clip(job, clip, clock, callback_on_step_end)
+            latents, num_predictions = self._denoise_clip(job, clip, clock, callback_on_step_end)
             is_last = clip is plan.clips.clips[-1]
             if output_type != "latent" or not is_last:
                 pixels = self._decode_clip(job, clip, latents, clock)
             if output_type == "latent" or pixels is None:
-                yield S2VClip(clip, latents[0].cpu(), clock.take())
+                yield S2VClip(clip, latents[0].cpu(), clock.take(), num_predictions)
                 continue
             with clock("interpolate"):
                 frames = interpolator.push(_to_output(pixels, output_type))
                 if is_last:
                     frames = np.concatenate((frames, interpolator.finish()))
-            yield S2VClip(clip, _as_tensor(frames) if output_type == "pt" else frames, clock.take())
+            finished = _as_tensor(frames) if output_type == "pt" else frames
+            yield S2VClip(clip, finished, clock.take(), num_predictions)
 
     def _prepare_job(self, plan: GenerationPlan, clock: _Clock) -> Job:
         """Encode what all clips share: prompt, picture, sound, pose."""
@@ -256,6 +263,8 @@ class WanS2VPipeline(DiffusionPipeline):
         if options.start_from_reference:
             history[:, -_REFERENCE_HISTORY:] = reference[:, None].to(device)
         job = Job(plan, device, prompt, negative, reference_latents, features, history)
+        if options.preset == "fast":
+            job.decoder_cache = {}
         if options.pose_video_path is not None:
             job.pose = PoseVideo(options.pose_video_path, plan.clips.model_fps, timing=plan.clips.timing)
             job.pose_framing = _pose_framing(job.pose, plan.framing)
@@ -266,8 +275,8 @@ class WanS2VPipeline(DiffusionPipeline):
 
     def _denoise_clip(
         self, job: Job, clip: Clip, clock: _Clock, callback: Callable[..., dict[str, Any] | None] | None
-    ) -> Tensor:
-        """(1, C, F, h, w) float32 latents of one clip."""
+    ) -> tuple[Tensor, int]:
+        """(1, C, F, h, w) float32 latents of one clip, and the steps that were computed for them."""
         plan = job.plan
         with clock("audio"):
             audio_features = self._audio_features(job, clip)
@@ -281,6 +290,7 @@ class WanS2VPipeline(DiffusionPipeline):
         transformers = {"transformer": self.transformer, "transformer_2": self.transformer_2}
         experts = Experts(transformers, self.config.boundary_ratio, job, clip, audio_features, pose_latents)
         count = len(scheduler.timesteps)
+        step_cache = StepCache(sampling.step_cache, count)
 
         def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
             bar.update()
@@ -290,14 +300,18 @@ class WanS2VPipeline(DiffusionPipeline):
 
         with clock("denoise"), torch.no_grad(), experts, self.progress_bar(total=count) as bar:
             bar.set_description(f"clip {clip.index + 1}/{plan.clips.num_clips}")
-            return denoise(latents, scheduler, experts.choose, sampling.guidance, on_step)
+            latents = denoise(latents, scheduler, experts.choose, sampling.guidance, step_cache, on_step)
+        return latents, step_cache.num_computed
 
     def _decode_clip(self, job: Job, clip: Clip, latents: Tensor, clock: _Clock) -> Tensor:
         """(3, kept frames, H, W) float32 pixels."""
-        prefix = job.motion_latents if clip.has_motion else job.reference_latents
-        assert prefix is not None
+        sequence, cache = latents[0], job.decoder_cache
+        if not cache:
+            prefix = job.motion_latents if clip.has_motion else job.reference_latents
+            assert prefix is not None
+            sequence = torch.cat((prefix, sequence), dim=1)
         with clock("decode"), self._on_device(job.plan, self.vae):
-            pixels = decode_latents(self.vae, torch.cat((prefix, latents[0]), dim=1), clip.num_frames)
+            pixels = decode_latents(self.vae, sequence, clip.num_frames, cache)
         if not torch.isfinite(pixels).all():
             raise NumericsError(
                 f"Decoding clip {clip.index + 1} gave NaN or infinite pixels from finite latents. "

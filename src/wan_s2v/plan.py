@@ -35,6 +35,15 @@ DEFAULT_FPS = 24
 MAX_SEED = 2**63 - 1
 DRAFT_STEPS = 12
 DRAFT_AREA = 832 * 480
+PRESETS = ("exact", "fast", "draft", "4step")
+# Change of the prediction, relative to its norm, from which on preset="fast" computes it again: 16 of 40 steps are then
+# computed and the latents differ by 3 % (embedded model before its distillation, guidance 3, unipc).
+FAST_CHANGE = 0.15
+# What few-step LoRAs were distilled for: 4 steps at the timesteps 1000, 937.5, 833.3 and 625, which are a shift of 5,
+# each with the plain Euler step and without guidance. Source: ModelTC/Wan2.2-Lightning, README.md, issue 3 and
+# `wan/configs/wan_t2v_A14B.py`.
+FOUR_STEP = {"num_inference_steps": 4, "flow_shift": 5.0, "scheduler": "euler", "guidance_scale": 1.0}
+_FEW_STEPS = 8  # what a model that was distilled takes at most
 
 
 @dataclass(frozen=True)
@@ -58,7 +67,9 @@ class GenerationOptions:
         frames_per_clip: longest clip at the model's 16 fps, a multiple of 4 up to 80.
         start_from_reference: begin with the reference image itself.
         timing: "aligned" shows each sound at its frame; "reference" is the official behaviour, 3 frames early.
-        preset: "exact", or "draft" for a quick look (few steps, small frame).
+        preset: "exact"; "fast" (extrapolates the predictions of steps that change little, and decodes each clip from
+            where the one before ended); "draft" for a quick look (few steps, small frame); or "4step" for a few-step
+            LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is given beside it has priority.
         enable_cpu_offload: keep only the part that works on the GPU.
         use_fp16: compute in float16 where the device can.
     Raises: UsageError for the first value that is not accepted.
@@ -86,13 +97,13 @@ class GenerationOptions:
     frames_per_clip: int | None = None
     start_from_reference: bool = False
     timing: Timing = "aligned"
-    preset: Literal["exact", "draft"] = "exact"
+    preset: Literal["exact", "fast", "draft", "4step"] = "exact"
     enable_cpu_offload: bool = False
     use_fp16: bool = False
 
     def __post_init__(self) -> None:
         _check_choice("timing", self.timing, ("aligned", "reference"))
-        _check_choice("preset", self.preset, ("exact", "draft"))
+        _check_choice("preset", self.preset, PRESETS)
         _check_choice("fit", self.fit, ("crop", "pad"))
         if self.scheduler is not None:
             _check_choice("scheduler", self.scheduler, SCHEDULERS)
@@ -169,12 +180,17 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How each clip is denoised."""
+    """How each clip is denoised.
+
+    Args:
+        step_cache: threshold of `StepCache`; 0 computes every step.
+    """
 
     num_inference_steps: int
     guidance: Guidance
     flow_shift: float
     scheduler: str
+    step_cache: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -220,6 +236,7 @@ class GenerationPlan:
             "audio_guidance_scale": self.sampling.guidance.audio_scale,
             "flow_shift": self.sampling.flow_shift,
             "scheduler": self.sampling.scheduler,
+            "step_cache": self.sampling.step_cache,
             "seed": self.seed,
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
             "warnings": list(self.warnings),
@@ -227,10 +244,12 @@ class GenerationPlan:
 
 
 def plan_generation(
-    audio: AudioSource, image: ImageSource, options: GenerationOptions, spec: ModelSpec
+    audio: AudioSource, image: ImageSource, options: GenerationOptions, spec: ModelSpec, *, has_lora: bool = False
 ) -> GenerationPlan:
     """Open the inputs and settle everything that follows from them.
 
+    Args:
+        has_lora: whether a LoRA is on the model.
     Raises: UsageError and MediaError subclasses for inputs and options that cannot be used.
     """
     picture = load_image(image)
@@ -241,8 +260,13 @@ def plan_generation(
     seed = options.seed
     if seed is None and options.generator is None:
         seed = secrets.randbelow(2**31)
-    pose_warnings = _pose_warnings(options, clips)
-    warnings = (*waveform.warnings, *picture.warnings, *_sound_warnings(waveform, clips), *pose_warnings)
+    warnings = (
+        *waveform.warnings,
+        *picture.warnings,
+        *_sound_warnings(waveform, clips),
+        *_pose_warnings(options, clips),
+        *_preset_warnings(options, spec, has_lora),
+    )
     return GenerationPlan(
         options, spec, picture, waveform, audio, framing, clips, _plan_sampling(options, spec), seed, warnings
     )
@@ -290,16 +314,29 @@ def _plan_clips(waveform: Waveform, fps: Fraction, options: GenerationOptions, s
 
 
 def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:
-    steps = options.num_inference_steps
-    if steps is None:
-        steps = min(spec.num_inference_steps, DRAFT_STEPS) if options.preset == "draft" else spec.num_inference_steps
-    scale = spec.guidance_scale if options.guidance_scale is None else options.guidance_scale
-    return Sampling(
-        steps,
-        Guidance(scale, options.audio_guidance_scale),
-        spec.flow_shift if options.flow_shift is None else options.flow_shift,
-        options.scheduler or spec.scheduler,
-    )
+    """What the options state, else the preset, else the model."""
+    preset: dict[str, Any] = {}
+    if options.preset == "draft":
+        preset = {"num_inference_steps": min(spec.num_inference_steps, DRAFT_STEPS)}
+    elif options.preset == "4step":
+        preset = FOUR_STEP
+
+    def settled(name: str) -> Any:
+        stated = getattr(options, name)
+        return preset.get(name, getattr(spec, name)) if stated is None else stated
+
+    guidance = Guidance(settled("guidance_scale"), options.audio_guidance_scale)
+    step_cache = FAST_CHANGE if options.preset == "fast" else 0.0
+    return Sampling(settled("num_inference_steps"), guidance, settled("flow_shift"), settled("scheduler"), step_cache)
+
+
+def _preset_warnings(options: GenerationOptions, spec: ModelSpec, has_lora: bool) -> list[str]:
+    if options.preset != "4step" or has_lora or spec.num_inference_steps <= _FEW_STEPS:
+        return []
+    return [
+        'preset="4step" is for a few-step LoRA or a distilled model; without one the result is blurred. Add a LoRA, or '
+        f"leave the preset out: this model takes {spec.num_inference_steps} steps."
+    ]
 
 
 def _sound_warnings(waveform: Waveform, clips: ClipPlan) -> list[str]:

@@ -26,11 +26,13 @@ class S2VClip:
         frames: output frames, in time order and without gaps over the clips: (T, H, W, 3) uint8, or (T, 3, H, W)
             float32 in [-1, 1] with output_type="pt", or the clip's latents (C, F, h, w) with "latent".
         seconds: time spent per stage.
+        num_predictions: steps whose prediction was computed; the others were extrapolated.
     """
 
     clip: Clip
     frames: np.ndarray | Tensor
     seconds: dict[str, float]
+    num_predictions: int
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import difflib
 import json
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -26,17 +26,19 @@ from wan_s2v.commands.request import (
     load_pipeline,
     make_video,
     out_of_memory_message,
+    parse_loras,
     preview,
 )
 from wan_s2v.errors import OutputError, UsageError, WanS2VError
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.plan import GenerationOptions
 from wan_s2v.video import read_video_info
+from wan_s2v.weights.lora import LoRAFile
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 SOUNDS = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".mp4", ".mov", ".mkv", ".webm"}
 
-_FILES = ("image", "audio", "output")
+_FILES = ("image", "audio", "output", "lora")
 _OF_THE_RUN = {"enable_cpu_offload", "use_fp16"}  # they decide how the one model is loaded
 _NOT_IN_JOBS = {"prompt_embeds", "negative_prompt_embeds", "generator", *_OF_THE_RUN}
 _OPTIONS = tuple(f.name for f in fields(GenerationOptions) if f.name not in _NOT_IN_JOBS)
@@ -55,6 +57,7 @@ class Job:
     audio: str = ""
     output: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)
+    loras: tuple[LoRAFile, ...] | None = None
     error: str | None = None
 
 
@@ -76,14 +79,18 @@ class Outcome:
         return {name: value for name, value in asdict(self).items() if value not in (None, ())}
 
 
-def read_jobs(path: Path, output_dir: Path | None, defaults: Mapping[str, Any]) -> list[Job]:
+def read_jobs(
+    path: Path, output_dir: Path | None, defaults: Mapping[str, Any], loras: tuple[LoRAFile, ...] = ()
+) -> list[Job]:
     """The jobs of a .jsonl or .csv file, or of a folder.
 
     Args:
-        path: of a file whose entries have the keys image, audio, output and the names of options, with paths relative
-            to it; or a folder with pairs of the same stem (a.png and a.wav), or one picture and any number of sounds.
+        path: of a file whose entries have the keys image, audio, output, lora and the names of options, with paths
+            relative to it; or a folder with pairs of the same stem (a.png and a.wav), or one picture and any number of
+            sounds.
         output_dir: where outputs go, named after the sound, made if needed; beside `path` if None.
         defaults: options that an entry may override.
+        loras: of entries that name none.
     Raises: UsageError if there is no such file, it is of another kind, or it holds no job; OutputError if `output_dir`
         cannot be made.
     """
@@ -104,7 +111,8 @@ def read_jobs(path: Path, output_dir: Path | None, defaults: Mapping[str, Any]) 
         target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(f"Folder {target} cannot be made ({error}). Pass another --output-dir.") from error
-    return [_job(number, entry, base, target, defaults) for number, entry in enumerate(entries, start=1)]
+    jobs = [_job(number, entry, base, target, defaults) for number, entry in enumerate(entries, start=1)]
+    return [job if job.loras is not None else replace(job, loras=loras) for job in jobs]
 
 
 class BatchRun:
@@ -295,9 +303,18 @@ def _job(number: int, entry: dict[str, Any] | str, base: Path, target: Path, def
             options["pose_video_path"] = base / str(entry["pose_video_path"])
         output = entry.get("output") or f"{Path(entry['audio']).stem}.mp4"
         _check_type("output", output)
+        loras = _loras(entry["lora"], base) if "lora" in entry else None
     except UsageError as error:
         return Job(number, str(entry.get("image", "")), str(entry.get("audio", "")), error=str(error))
-    return Job(number, str(base / entry["image"]), str(base / entry["audio"]), str(target / output), options)
+    return Job(number, str(base / entry["image"]), str(base / entry["audio"]), str(target / output), options, loras)
+
+
+def _loras(value: Any, base: Path) -> tuple[LoRAFile, ...]:
+    """One FILE or FILE:WEIGHT, or a list of them; an empty list leaves out those of the command."""
+    words = value if isinstance(value, list) else [value]
+    for word in words:
+        _check_type("lora", word)
+    return parse_loras(words, base)
 
 
 def _check_key(name: str) -> None:
@@ -331,7 +348,7 @@ def _request(job: Job, taken: dict[Path, int], overwrite: bool) -> Request:
     if other != job.number:
         raise UsageError(f"Output {output} is that of job {other} already. Give this job another output.")
     options = GenerationOptions.from_keywords(dict(job.options))
-    request = Request(Path(job.image), Path(job.audio), output, options, overwrite=overwrite)
+    request = Request(Path(job.image), Path(job.audio), output, options, overwrite, job.loras or ())
     check_files(request)
     return request
 

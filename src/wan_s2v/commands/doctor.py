@@ -122,7 +122,9 @@ def _model_label(found: dict[str, Any]) -> str:
 def _model_text(found: dict[str, Any]) -> str:
     read = ", all of them read and finite" if found["required"] else ""
     size = size_text(found["gib"] * _GIB)
-    return f"{found['kind']}, {found['layout']} layout, {size}, {found['tensors']} tensors{read}: {found['path']}"
+    stored = ", ".join(f"{name} {storage}" for name, storage in found["storage"].items())
+    about = f"{found['kind']}, {found['layout'].replace('_', ' ')} layout"
+    return f"{about}, {size}, {found['tensors']} tensors{read} ({stored}): {found['path']}"
 
 
 def _gib(value: float | None) -> str:
@@ -189,6 +191,7 @@ def _model(name: str, *, required: bool) -> dict[str, Any]:
         "path": str(checkpoint.root),
         "kind": checkpoint.kind,
         "layout": checkpoint.layout,
+        "storage": {name: model.storage for name, model in checkpoint.models.items()},
         "gib": round(checkpoint.total_bytes / _GIB, 4),
         "tensors": tensors,
         "parameters": parameters,

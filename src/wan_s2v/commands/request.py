@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,20 @@ from wan_s2v.errors import UsageError
 from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
-from wan_s2v.runtime.estimate import Estimate, ModelSizes, Rates, Work, estimate, free_bytes, measure_rates
+from wan_s2v.runtime.estimate import (
+    Estimate,
+    ModelSizes,
+    PackedSize,
+    Rates,
+    Work,
+    estimate,
+    free_bytes,
+    measure_rates,
+)
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
+from wan_s2v.weights.lora import LoRAFile, check_lora
 
 _GIB = 2**30
 _TEXT_TABLE = "shared.weight"
@@ -77,6 +88,7 @@ class Request:
     output: Path
     options: GenerationOptions
     overwrite: bool = False
+    loras: tuple[LoRAFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +110,7 @@ class Preview:
             "audio": str(self.request.audio),
             "output": str(self.request.output),
             "model": self.model.choice.model,
+            "loras": [{"file": str(lora.path), "weight": lora.weight} for lora in self.request.loras],
             **self.model.place,
             "estimate": {
                 "seconds": round(self.estimate.seconds, 1),
@@ -141,7 +154,18 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
         text_table=math.prod(table.shape) if table else 0,
         vae_patch=vae.get("patch_size") or 1,
         vae_dtype=torch.bfloat16 if models["vae"].is_int8 else torch.float32,
+        packed={name: _packed_size(model) for name, model in models.items()},
     )
+
+
+def parse_loras(words: Sequence[str], folder: Path = Path()) -> tuple[LoRAFile, ...]:
+    """LoRAs from FILE or FILE:WEIGHT, relative to a folder. Raises: UsageError, also for a file given twice."""
+    loras = tuple(LoRAFile.parse(word, folder) for word in words)
+    paths = [lora.path for lora in loras]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice is not None:
+        raise UsageError(f"LoRA {twice} is given twice. Give it once, with a weight: {twice}:WEIGHT.")
+    return loras
 
 
 def check_files(request: Request) -> None:
@@ -155,15 +179,18 @@ def check_files(request: Request) -> None:
 def preview(request: Request, model: OpenedModel) -> Preview:
     """Open the inputs, plan the run and estimate it; nothing is written.
 
-    Raises: UsageError, MediaError subclasses and OutputError for whatever would make the run fail later.
+    Raises: UsageError, MediaError subclasses, OutputError and, for a LoRA that does not fit, CheckpointError: for
+        whatever would make the run fail later.
     """
     check_files(request)
     check_output_path(request.output, overwrite=request.overwrite)
     options = replace(request.options, enable_cpu_offload=model.offload)
-    plan = plan_generation(request.audio, request.image, options, model.spec)
+    notes = [note for lora in request.loras for note in check_lora(lora, model.sizes.config)]
+    active = any(lora.weight for lora in request.loras)
+    plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
     needed = estimate(model.sizes, _work(plan), model.dtype, model.rates, offload=model.offload)
     free = free_bytes(model.device)
-    warnings = (*plan.warnings, *model.notes, *_memory_warnings(needed, free, model))
+    warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
     return Preview(request, plan, model, needed, free, warnings)
 
 
@@ -189,6 +216,7 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
     """
     plan, output = wanted.plan, wanted.request.output
     started = time.perf_counter()
+    use_loras(pipeline, wanted.request.loras)
     needed = wanted.estimate
     reporter.start(plan.clips.num_clips, plan.sampling.num_inference_steps, needed.vae_seconds / needed.seconds)
     remaining = writable_frames(plan)
@@ -207,6 +235,22 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
     record = pipeline.describe(plan)
     record["warnings"] = list(dict.fromkeys([*wanted.warnings, *record["warnings"]]))
     return record | {"seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}}
+
+
+def use_loras(pipeline: WanS2VPipeline, loras: Sequence[LoRAFile]) -> None:
+    """Have exactly these on every expert; those read for a video before stay in main memory.
+
+    Raises: CheckpointError for what a header does not show, such as NaN.
+    """
+    pipeline.set_adapters([])
+    experts = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name) is not None]
+    for expert in experts:
+        loaded = pipeline.adapters[expert].loras if expert in pipeline.adapters else {}
+        for lora in loras:
+            if str(lora.path) not in loaded:
+                second = expert == "transformer_2"
+                pipeline.load_lora_weights(lora.path, str(lora.path), weight=0, load_into_transformer_2=second)
+    pipeline.set_adapters([str(lora.path) for lora in loras], [lora.weight for lora in loras])
 
 
 def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
@@ -237,6 +281,7 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
             f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
             f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}",
         ),
+        *_lora_rows(request.loras),
         ("machine", "{device}, {dtype}, offload {offload}".format(**model.place)),
         (
             "takes",
@@ -245,6 +290,10 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
         ),
         ("output", str(request.output)),
     ]
+
+
+def _lora_rows(loras: Sequence[LoRAFile]) -> list[tuple[str, str]]:
+    return [("lora", ", ".join(f"{lora.path.name} x {lora.weight:g}" for lora in loras))] if loras else []
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -271,6 +320,11 @@ def _device(name: str) -> torch.device:
 
 def _num_parameters(model: ModelFiles) -> int:
     return sum(math.prod(stored.shape) for stored in model.tensors.values())
+
+
+def _packed_size(model: ModelFiles) -> PackedSize:
+    packed = [stored for name, stored in model.tensors.items() if model.stays_packed(name)]
+    return PackedSize(sum(math.prod(item.shape) for item in packed), sum(item.num_bytes for item in packed))
 
 
 def _work(plan: GenerationPlan) -> Work:

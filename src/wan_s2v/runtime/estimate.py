@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 
@@ -37,6 +37,13 @@ _WORKING_COPIES: Final = 14
 _DECODE_COPIES: Final = 8  # float32 maps of full resolution that a causal convolution holds, its cache included
 
 
+class PackedSize(NamedTuple):
+    """Parameters that stay in memory in fewer bits than they compute in, and the bytes they take."""
+
+    parameters: int
+    num_bytes: int
+
+
 @dataclass(frozen=True)
 class ModelSizes:
     """A model as numbers.
@@ -48,6 +55,7 @@ class ModelSizes:
         text_table: parameters of the text encoder that are looked up, not multiplied.
         vae_patch: side of the pixel squares that the VAE takes as channels.
         vae_dtype: in which it computes.
+        packed: by component, what stays packed of its parameters.
     """
 
     config: Mapping[str, Any]
@@ -56,6 +64,7 @@ class ModelSizes:
     text_table: int
     vae_patch: int = 1
     vae_dtype: torch.dtype = torch.float32
+    packed: Mapping[str, PackedSize] = field(default_factory=dict)
 
     @property
     def width(self) -> int:
@@ -178,11 +187,17 @@ def estimate(sizes: ModelSizes, work: Work, dtype: torch.dtype, rates: Rates, *,
 
 
 def weight_bytes(sizes: ModelSizes, dtype: torch.dtype) -> dict[str, int]:
-    """Bytes of each component as it is loaded: the speech encoder in float32, the text encoder never in float16."""
+    """Bytes of each component as it is loaded: the speech encoder in float32, the text encoder never in float16, and
+    what stays packed as it is stored.
+    """
     text = 4 if dtype == torch.float32 else 2
     widths = {"transformer": dtype.itemsize, "transformer_2": dtype.itemsize, "text_encoder": text}
     widths["vae"] = sizes.vae_dtype.itemsize
-    return {name: count * widths.get(name, 4) for name, count in sizes.parameters.items()}
+    packed = {name: sizes.packed.get(name, PackedSize(0, 0)) for name in sizes.parameters}
+    return {
+        name: (count - packed[name].parameters) * widths.get(name, 4) + packed[name].num_bytes
+        for name, count in sizes.parameters.items()
+    }
 
 
 def peak_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, *, offload: bool) -> int:

@@ -6,8 +6,7 @@ and values of prompt and sound, which are computed once per clip.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention_float8 import attention_float8
 from wan_s2v.ops.float8 import FLOAT8, Quantized, linear_float8, quantize_rows
+from wan_s2v.runtime.packed import FixedDtype, PackedLinear, ScaledLinear
 
 _EVERY_STEP = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
 _FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
@@ -22,16 +22,16 @@ _INJECTION = ("to_q", "to_out.0")
 _SMALLEST_HEAD = 32  # summed axis of an 8-bit product
 
 
-class Float8Linear(nn.Module):
+class Float8Linear(FixedDtype):
     """A linear layer whose weight is stored, and whose input is rounded, in float8 with a scale for each row."""
 
     input_dtype = FLOAT8
     weight: Tensor
     weight_scale: Tensor
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear | PackedLinear) -> None:
         super().__init__()
-        values, scale = quantize_rows(layer.weight.detach())
+        values, scale = _quantized(layer)
         self.register_buffer("weight", values)
         self.register_buffer("weight_scale", scale)
         self.bias = layer.bias
@@ -41,17 +41,21 @@ class Float8Linear(nn.Module):
         rounded = x if isinstance(x, Quantized) else quantize_rows(x)
         return linear_float8(rounded, Quantized(self.weight, self.weight_scale), self.bias)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        """Follow the model to another device, but not into another dtype."""
-        values, scale = self.weight, self.weight_scale
-        super()._apply(fn, recurse)
-        self.weight, self.weight_scale = values.to(self.weight.device), scale.to(self.weight_scale.device)
-        return self
+
+def _quantized(layer: nn.Linear | PackedLinear) -> Quantized:
+    """A layer's weight in float8; one that is stored so is taken as it is, since each rounding loses something."""
+    if isinstance(layer, ScaledLinear) and layer.values.dtype == FLOAT8:
+        return Quantized(layer.values, layer.scale.expand(layer.out_features, 1).contiguous())
+    return quantize_rows(layer.weight.detach())
 
 
 @torch.no_grad()
 def quantize_float8(transformer: WanS2VTransformer) -> None:
-    """Replace the linear layers that work in every step; each gives its memory back before the next is made."""
+    """Have the linear layers that work in every step compute in float8; each is replaced before the next is made.
+
+    Weights that a checkpoint brought in float8 are taken as they are; all others are rounded here. Needs a GPU of
+    compute capability 8.9 (Ada, Hopper and later); elsewhere such weights stay in `ScaledLinear`.
+    """
     for parent, name, layer in list(_layers(transformer)):
         setattr(parent, name, Float8Linear(layer))
 
@@ -69,12 +73,12 @@ def is_quantized(transformer: WanS2VTransformer) -> bool:
     return any(isinstance(module, Float8Linear) for module in transformer.modules())
 
 
-def _layers(transformer: WanS2VTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+def _layers(transformer: WanS2VTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear | PackedLinear]]:
     """(parent, name in it, layer)."""
     blocks = [(block, (*_EVERY_STEP, *_FEED_FORWARD)) for block in transformer.blocks]
     for module, names in [*blocks, *((layer, _INJECTION) for layer in transformer.audio_injector.attentions)]:
         for path in names:
             parent, _, name = path.rpartition(".")
             layer = module.get_submodule(path)
-            if isinstance(layer, nn.Linear):
+            if isinstance(layer, nn.Linear | PackedLinear):
                 yield module.get_submodule(parent), name, layer

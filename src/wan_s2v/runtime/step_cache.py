@@ -53,6 +53,9 @@ class StepCache:
             model: what predicts; another one has another past.
             compute: makes the prediction.
         """
+        if self.threshold == 0:
+            self.num_computed += 1
+            return compute()
         if model is not self._model:
             self._model, self._past = model, []
         if self._latents is not None and len(self._past) == 2:

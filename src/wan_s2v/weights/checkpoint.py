@@ -1,8 +1,8 @@
 """Find a checkpoint and check all of it before anything is allocated.
 
 Reads headers only. What comes out says, for every tensor of every model, which file holds it, so that loading and
-converting are plain loops. Layouts: the official folder, a diffusers folder, a single transformer file with the other
-models beside it.
+converting are plain loops. Layouts: the official folder, a diffusers folder, a single transformer file (safetensors or
+GGUF) with the other models beside it, as folders or as files.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,15 +25,24 @@ from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2M
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.weights.configs import count, text_encoder_config, transformer_config, vae_config
-from wan_s2v.weights.files import StoredTensor, WeightSet, find_weight_set, read_headers, read_json, read_metadata
+from wan_s2v.ops.gguf import BLOCKS
+from wan_s2v.weights.configs import (
+    count,
+    speech_encoder_config,
+    text_encoder_config,
+    transformer_config,
+    vae_config,
+)
+from wan_s2v.weights.files import WeightSet, find_weight_set, read_headers, read_json, read_metadata
+from wan_s2v.weights.gguf import CONFIG_KEY
 from wan_s2v.weights.names import (
     S2V_REPOSITORY,
     inverse,
+    is_speech_encoder,
     is_text_encoder,
     is_vae,
     rename,
-    require_plain_dtype,
+    require_known_format,
     require_s2v,
     speech_encoder_name,
     strip_prefix,
@@ -43,14 +53,18 @@ from wan_s2v.weights.names import (
 from wan_s2v.weights.places import (
     PART_NAMES,
     SPEECH_FOLDER,
+    TOKENIZER_TENSOR,
     Layout,
     find_others,
     find_transformers,
     locate,
     usual_name,
 )
+from wan_s2v.weights.tensors import FLOAT8, StoredTensor
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LARGE = ("transformer", "transformer_2", "text_encoder")
+_TABLES = ("shared.weight", "relative_attention_bias.weight", "token_type_embedding.weight")  # looked up
 _TIED = "encoder.embed_tokens.weight"  # the same tensor as shared.weight of the text encoder
 
 
@@ -72,17 +86,34 @@ class ModelFiles:
 
     @property
     def is_int8(self) -> bool:
-        return any(stored.scale for stored in self.tensors.values())
+        return any(stored.dtype == "I8" for stored in self.tensors.values())
+
+    def stays_packed(self, name: str) -> bool:
+        """Whether a weight stays in memory as it is stored: a linear layer's, in float8 or GGUF blocks.
+
+        Only of the models that hold most of the bytes: the transformers and the text encoder.
+        """
+        stored = self.tensors[name]
+        is_linear = name.endswith(".weight") and len(stored.shape) == 2 and not name.endswith(_TABLES)
+        whole_blocks = stored.dtype in BLOCKS and stored.shape[-1] % BLOCKS[stored.dtype].size == 0
+        return self.name in _LARGE and is_linear and (stored.dtype in FLOAT8 or whole_blocks)
+
+    @property
+    def storage(self) -> str:
+        """How the weights are stored: F8_E4M3, F8_E5M2, I8 or a block format such as Q4_K where any are packed, and
+        else F32, F16 or BF16; of several, the one with the most values.
+        """
+        sizes: Counter[tuple[bool, str]] = Counter()
+        for stored in self.tensors.values():
+            sizes[stored.is_packed, stored.dtype] += math.prod(stored.shape)
+        return max(sizes, key=lambda key: (key[0], sizes[key]))[1]
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype in which most of the bytes are stored; bfloat16 where any are int8, which is no more precise."""
-        if self.is_int8:
+        """The dtype to compute in: the stored one, and bfloat16 where any values are packed into fewer bits."""
+        if any(stored.is_packed for stored in self.tensors.values()):
             return torch.bfloat16
-        sizes: Counter[str] = Counter()
-        for stored in self.tensors.values():
-            sizes[stored.dtype] += stored.num_bytes
-        return _DTYPES[sizes.most_common(1)[0][0]]
+        return _DTYPES[self.storage]
 
 
 @dataclass(frozen=True)
@@ -93,8 +124,8 @@ class Checkpoint:
     layout: Layout
     kind: str  # "s2v-14b", or "s2v" for any other size
     models: Mapping[str, ModelFiles]
-    tokenizer: Path | None
-    audio_processor: Path | None
+    tokenizer: Path | None  # a folder, or a file of the text encoder that has it inside
+    audio_processor: Path | None  # a folder, or the speech encoder's file, which stands for the usual settings
     boundary_ratio: float | None
     sampling_defaults: dict[str, Any] | None  # settings in which the model differs from S2V-14B, as it states them
 
@@ -107,15 +138,16 @@ class Checkpoint:
 def find_checkpoint(
     model: str | Path,
     *,
-    components: str | Path | None = None,
+    components: str | Path | Sequence[str | Path] | None = None,
     skip: frozenset[str] = frozenset(),
     boundary_ratio: float | None = None,
 ) -> Checkpoint:
     """Everything that loading needs to know, after checking every file, name and shape.
 
     Args:
-        model: a folder, a transformer's .safetensors file, a hub id that was downloaded before, or "tiny".
-        components: folder with the other models of a single file; by default the file's own.
+        model: a folder, a transformer's .safetensors or .gguf file, a hub id that was downloaded before, or "tiny".
+        components: where the other models of a single file are: a folder, or a list of files and folders; by default
+            the file's own folder. ComfyUI's folder of models is one of those accepted.
         skip: components that will not be used and may be absent, e.g. {"text_encoder", "tokenizer"}.
         boundary_ratio: noise level (0…1) where the second expert takes over, if the checkpoint does not state it.
     Raises:
@@ -123,8 +155,7 @@ def find_checkpoint(
         CheckpointError: anything missing, damaged, of another model or contradictory.
     """
     root = locate(model)
-    if components is not None and not Path(components).expanduser().is_dir():
-        raise UsageError(f"components={str(components)!r} is not a folder. Pass the folder of the VAE and encoders.")
+    given = _component_places(components)
     layout: Layout = "official"
     if root.is_file():
         layout = "single_file"
@@ -132,9 +163,9 @@ def find_checkpoint(
         layout = "diffusers"
     transformers = find_transformers(root, layout)
     headers = {name: _transformer_headers(place, len(transformers) > 1) for name, place in transformers.items()}
-    folder = Path(components).expanduser() if components else (root.parent if root.is_file() else root)
+    places = given or [root.parent if root.is_file() else root]
     channels = _latent_channels(headers["transformer"][0])
-    others = {name: place for name, place in find_others(folder, channels).items() if name not in skip}
+    others = {name: place for name, place in find_others(places, channels).items() if name not in skip}
     _require_complete(root, transformers, [weights for _, weights in headers.values()], others)
     models = {name: _transformer(name, place, headers[name][0]) for name, place in transformers.items()}
     for name, read in (("vae", read_vae), ("text_encoder", read_text_encoder), ("audio_encoder", read_audio_encoder)):
@@ -147,6 +178,23 @@ def find_checkpoint(
     kind = "s2v-14b" if models["transformer"].config == S2V_14B else "s2v"
     tokenizer, processor = others.get("tokenizer"), others.get("audio_processor")
     return Checkpoint(root, layout, kind, models, tokenizer, processor, ratio, defaults)
+
+
+def _component_places(components: str | Path | Sequence[str | Path] | None) -> list[Path]:
+    """Raises: UsageError if one of them does not exist, or a single one is not a folder."""
+    if components is None:
+        return []
+    single = isinstance(components, str | Path)
+    places = [
+        Path(place).expanduser() for place in ([components] if isinstance(components, str | Path) else components)
+    ]
+    for place in places:
+        if not (place.is_dir() or (place.is_file() and not single)):
+            raise UsageError(
+                f"components={str(place)!r} is not a folder. Pass the folder of the VAE and encoders, or a list of"
+                " their files."
+            )
+    return places
 
 
 def fingerprint(checkpoint: Checkpoint) -> dict[str, str]:
@@ -237,7 +285,8 @@ def _require_buckets(buckets: Any, where: str) -> None:
 
 def _stated_in_file(file: Path) -> dict[str, Any]:
     """The config in a single file's metadata; {} where it has none, as published ones have not."""
-    text = read_metadata(file).get("config", "{}") if file.suffix == ".safetensors" else "{}"
+    metadata = read_metadata(file)
+    text = metadata.get("config") or metadata.get(CONFIG_KEY) or "{}"
     try:
         stated = json.loads(text)
     except ValueError as error:
@@ -255,7 +304,7 @@ def read_vae(place: Path) -> ModelFiles:
         headers = read_headers([place])
         if not is_vae(headers):
             raise CheckpointError(f"{place} is not a Wan VAE (its tensors: {', '.join(list(headers)[:2])}, …).")
-        require_plain_dtype(headers, str(place))
+        require_known_format(headers, str(place))
         config = vae_config(headers)
         return _checked("vae", config, headers, vae_names(config), str(place))
     stated = read_json(place / "config.json")
@@ -274,21 +323,31 @@ def read_text_encoder(place: Path) -> ModelFiles:
         raise CheckpointError(f"{place} is not a umT5 encoder (its tensors: {', '.join(list(headers)[:2])}, …).")
     official = headers
     if "shared.weight" in headers:  # Comfy-Org's file: names as in transformers, and the tokenizer as one more tensor
-        headers = {name: item for name, item in headers.items() if name not in {_TIED, "spiece_model"}}
+        headers = {name: item for name, item in headers.items() if name not in {_TIED, TOKENIZER_TENSOR}}
         table = inverse(text_encoder_names({"num_layers": count(headers, "encoder.block")}))
         official = {rename(name, table) or name: item for name, item in headers.items()}
-    require_plain_dtype(headers, str(place))
+    require_known_format(headers, str(place))
     config = text_encoder_config(official)
     return _checked("text_encoder", config, official, text_encoder_names(config), str(place))
 
 
 def read_audio_encoder(place: Path) -> ModelFiles:
-    """A wav2vec2 encoder in a transformers folder, with or without heads for other tasks."""
+    """A wav2vec2 encoder in a transformers folder or a single file, with or without heads for other tasks."""
+    if place.is_file():
+        headers = read_headers([place])
+        if not is_speech_encoder(headers):
+            raise CheckpointError(
+                f"{place} is not a wav2vec2 encoder (its tensors: {', '.join(list(headers)[:2])}, …)."
+            )
+        require_known_format(headers, str(place))
+        config = speech_encoder_config({speech_encoder_name(name): item for name, item in headers.items()})
+    else:
+        config = _stated_of(place, "wav2vec2")
+        legacy = place / "pytorch_model.bin"
+        safe = find_weight_set(place, "model")
+        headers = read_headers([legacy]) if safe.missing and legacy.is_file() else _folder_headers(place, "model")
     # no masking: it acts in training only, and its vector is missing from some files
-    config = _stated_of(place, "wav2vec2") | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    legacy = place / "pytorch_model.bin"
-    safe = find_weight_set(place, "model")
-    headers = read_headers([legacy]) if safe.missing and legacy.is_file() else _folder_headers(place, "model")
+    config = config | {"mask_time_prob": 0.0, "mask_feature_prob": 0.0}
     expected = build_on_meta("audio_encoder", config).state_dict()
     renamed = {speech_encoder_name(name): item for name, item in headers.items()}
     # heads for other tasks are not ours to judge
@@ -308,7 +367,7 @@ def _folder_headers(folder: Path, stem: str) -> dict[str, StoredTensor]:
         names = ", ".join(path.name for path in weights.missing)
         raise CheckpointError(f"{folder} is not complete; missing: {names}. Fetch the checkpoint again.")
     headers = read_headers(weights.files)
-    require_plain_dtype(headers, str(folder))
+    require_known_format(headers, str(folder))
     return headers
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from wan_s2v.errors import CheckpointError
 from wan_s2v.models.config import S2V_14B
-from wan_s2v.weights.files import StoredTensor
+from wan_s2v.weights.tensors import StoredTensor
 
 Headers = Mapping[str, StoredTensor]
 
@@ -53,6 +53,9 @@ _OFFICIAL_EXTRAS: Final = {
     "zero_init": True,
 }
 _HEAD_DIM = 128  # of every published Wan model; tensors do not show it
+
+_SPEECH_STRIDES = (5, 2, 2, 2, 2, 2, 2)
+_SPEECH_HEAD_DIM = 64
 
 _MEAN_21 = (
     -0.7571,
@@ -342,6 +345,37 @@ def text_encoder_config(headers: Headers) -> dict[str, Any]:
         "relative_attention_max_distance": 128,
         "layer_norm_epsilon": 1e-6,
         "feed_forward_proj": "gated-gelu",
+    }
+
+
+def speech_encoder_config(headers: Headers) -> dict[str, Any]:
+    """Config of transformers' `Wav2Vec2Config` from tensors by their names there, for a file that comes without one.
+
+    Strides, head size and the order of norms are those of every published wav2vec2.
+    """
+    convolutions = [f"feature_extractor.conv_layers.{n}" for n in _children(headers, "feature_extractor.conv_layers")]
+    shapes = [shape_of(headers, f"{path}.conv.weight") for path in convolutions]
+    width = shape_of(headers, "feature_projection.projection.weight")[0]
+    position = shape_of(headers, "encoder.pos_conv_embed.conv.parametrizations.weight.original1")
+    if len(shapes) != len(_SPEECH_STRIDES) or width % _SPEECH_HEAD_DIM:
+        raise CheckpointError(
+            f"{next(iter(headers.values())).file} is a wav2vec2 of an unusual size ({len(shapes)} convolutions, width"
+            f" {width}), which only a config tells in full. Pass its folder with config.json."
+        )
+    layered = f"{convolutions[1]}.layer_norm.weight" in headers  # the large models that hear any language
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": count(headers, "encoder.layers"),
+        "num_attention_heads": width // _SPEECH_HEAD_DIM,
+        "intermediate_size": shape_of(headers, "encoder.layers.0.feed_forward.intermediate_dense.weight")[0],
+        "conv_dim": [shape[0] for shape in shapes],
+        "conv_kernel": [shape[2] for shape in shapes],
+        "conv_stride": list(_SPEECH_STRIDES),
+        "conv_bias": f"{convolutions[0]}.conv.bias" in headers,
+        "feat_extract_norm": "layer" if layered else "group",
+        "do_stable_layer_norm": layered,
+        "num_conv_pos_embeddings": position[2],
+        "num_conv_pos_embedding_groups": position[0] // position[1],
     }
 
 

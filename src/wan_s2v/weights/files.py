@@ -6,13 +6,12 @@ Knows file formats only; what the tensors mean is decided elsewhere. Nothing is 
 from __future__ import annotations
 
 import json
-import math
 import pickle
 import re
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -22,32 +21,13 @@ from safetensors import safe_open
 from torch import Tensor
 
 from wan_s2v.errors import CheckpointError
+from wan_s2v.weights import gguf
+from wan_s2v.weights.scaled import attach_scales
+from wan_s2v.weights.tensors import INT8_ROWS, StoredTensor, StoredValues
 
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 _DTYPE_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
-INT8_ROWS = "int8-rows"  # metadata "storage": I8 tensors with one scale per row in `<name>.scale`
 _MAX_HEADER = 100_000_000  # the limit of the safetensors library
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """One tensor of a weight file, by the name it has there; `offset` orders reads along the file.
-
-    `scale` belongs to a tensor stored as int8: row i (of the first dimension) has the values int8 * scale[i].
-    """
-
-    file: Path
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    offset: int
-    scale: StoredTensor | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes in the file, a scale included."""
-        return math.prod(self.shape) * _BYTES.get(self.dtype, 1) + (self.scale.num_bytes if self.scale else 0)
 
 
 @dataclass(frozen=True)
@@ -93,10 +73,10 @@ def find_weight_set(folder: Path, stem: str) -> WeightSet:
 
 
 def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """What safetensors or .pth/.bin files hold, by stored name, without reading a tensor; scales under their tensors.
+    """What safetensors, GGUF or .pth/.bin files hold, by stored name, without reading a tensor; scales are in theirs.
 
     Raises: CheckpointError if a file is damaged, incomplete, of another format, a name occurs twice, or the scale of an
-        int8 tensor is missing or does not fit.
+        8-bit tensor is missing or does not fit.
     """
     headers: dict[str, StoredTensor] = {}
     for file in files:
@@ -112,31 +92,44 @@ def read_headers(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """The text metadata of a safetensors file."""
-    return _safetensors_header(file)[1]
+    """The text metadata of a safetensors or GGUF file; {} of a .pth file, which has none."""
+    if _is_gguf(file):
+        return gguf.read_metadata(file)
+    return {} if _is_pickle(file) else _safetensors_header(file)[1]
 
 
 def iterate_tensors(stored: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, Tensor]]:
-    """Tensors on the CPU in their stored dtype, file by file; each is mapped from the file, not copied into memory.
+    """Tensors on the CPU, file by file; plain ones in their stored dtype, mapped from the file, not copied into memory.
 
-    Those stored as int8 come with their scales applied, as new float32 tensors.
+    Those stored in fewer bits come expanded, as new float32 tensors.
     """
+    for item, values in iterate_stored(stored):
+        yield item, values.expand(item)
+
+
+def iterate_stored(stored: Iterable[StoredTensor]) -> Iterator[tuple[StoredTensor, StoredValues]]:
+    """Tensors on the CPU as they are stored, file by file; each is mapped from the file, not copied into memory."""
     ordered = sorted(stored, key=lambda item: (str(item.file), item.offset))
     for file, group in groupby(ordered, key=lambda item: item.file):
-        if _is_pickle(file):
+        if _is_gguf(file):
+            blocks = gguf.open_tensors(file)
+            yield from ((item, StoredValues(blocks[item.name], None)) for item in group)
+        elif _is_pickle(file):
             tensors = _load_pickle(file)
-            yield from ((item, tensors[item.name]) for item in group)
+            yield from ((item, StoredValues(tensors[item.name], None)) for item in group)
         else:
             with safe_open(file, "pt") as opened:
-                yield from ((item, _read_tensor(opened, item)) for item in group)
+                yield from ((item, _read_values(opened, item)) for item in group)
 
 
-def _read_tensor(opened: Any, stored: StoredTensor) -> Tensor:
-    tensor: Tensor = opened.get_tensor(stored.name)
-    if stored.scale is None:
-        return tensor
-    scale = opened.get_tensor(stored.scale.name).float()
-    return tensor.float().mul_(scale.reshape(scale.shape + (1,) * (tensor.ndim - 1)))
+def _read_values(opened: Any, stored: StoredTensor) -> StoredValues:
+    scale = None if stored.scale is None else opened.get_tensor(stored.scale.name)
+    return StoredValues(opened.get_tensor(stored.name), scale)
+
+
+def _is_gguf(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(4) == b"GGUF"
 
 
 def _is_pickle(file: Path) -> bool:
@@ -145,43 +138,20 @@ def _is_pickle(file: Path) -> bool:
 
 def _read_header(file: Path) -> list[StoredTensor]:
     _reject_other_formats(file)
+    if _is_gguf(file):
+        return gguf.read_header(file)
     if _is_pickle(file):
         return [
             StoredTensor(file, name, _DTYPE_NAMES.get(tensor.dtype, str(tensor.dtype)), tuple(tensor.shape), index)
             for index, (name, tensor) in enumerate(_load_pickle(file).items())
         ]
     tensors, metadata = _safetensors_header(file)
-    return _with_scales(tensors) if metadata.get("storage") == INT8_ROWS else tensors
-
-
-def _with_scales(tensors: list[StoredTensor]) -> list[StoredTensor]:
-    """The tensors of one file without the scales of int8 tensors, which are put into these."""
-    by_name = {stored.name: stored for stored in tensors}
-    scales = {f"{stored.name}.scale": stored for stored in tensors if stored.dtype == "I8"}
-    for name, stored in scales.items():
-        scale = by_name.get(name)
-        if scale is None:
-            raise CheckpointError(
-                f"{stored.file}: {stored.name} is stored as int8, but its scale {name} is not in the file. Fetch or"
-                " write the file again."
-            )
-        if scale.dtype not in {"F32", "F16"} or not stored.shape or scale.shape != stored.shape[:1]:
-            raise CheckpointError(
-                f"{stored.file}: {name} is {scale.dtype} of shape {scale.shape}; {stored.name}, int8 of shape"
-                f" {stored.shape}, needs F32 or F16 of shape {stored.shape[:1]}. Fetch or write the file again."
-            )
-    return [
-        replace(stored, scale=by_name[f"{stored.name}.scale"]) if stored.dtype == "I8" else stored
-        for stored in tensors
-        if stored.name not in scales
-    ]
+    return attach_scales(tensors, int8=metadata.get("storage") == INT8_ROWS)
 
 
 def _reject_other_formats(file: Path) -> None:
     with file.open("rb") as opened:
         start = opened.read(64)
-    if start.startswith(b"GGUF"):
-        raise CheckpointError(f"{file} is a GGUF file, which is not supported yet. Use a bf16 or fp16 safetensors.")
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file} is a Git LFS pointer, not the weights. Run `git lfs pull` in its folder.")
     if not start:

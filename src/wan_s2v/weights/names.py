@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from wan_s2v.errors import CheckpointError
-from wan_s2v.weights.files import INT8_ROWS, StoredTensor
+from wan_s2v.ops.gguf import BLOCKS
+from wan_s2v.weights.tensors import FLOAT8, INT8_ROWS, StoredTensor
 
 S2V_REPOSITORY: Final = "Wan-AI/Wan2.2-S2V-14B"
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of Comfy-Org and Kijai single files
@@ -47,6 +48,7 @@ _BLOCK = {
     **{f"self_attn.{official}": f"attn1.{ours}" for official, ours in _ATTENTION.items()},
     **{f"cross_attn.{official}": f"attn2.{ours}" for official, ours in _ATTENTION.items()},
 }
+_SCALES = (".scale_weight", ".weight_scale", ".weight_scale_2", ".pre_quant_scale")  # that no weight has taken
 _VAE_RESIDUAL = {
     "residual.0": "norm1",
     "residual.2": "conv1",
@@ -165,18 +167,26 @@ def is_vae(names: Iterable[str]) -> bool:
 def is_text_encoder(names: Iterable[str]) -> bool:
     names = set(names)
     official = {"token_embedding.weight", "blocks.0.pos_embedding.embedding.weight"}
-    return official <= names or {"shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"} <= names
+    theirs = {"shared.weight", "encoder.block.0.layer.0.SelfAttention.q.weight"}
+    if "encoder.block.1.layer.0.SelfAttention.q.weight" in names:  # T5, no umT5, has this only in its first block
+        theirs.add("encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight")
+    return official <= names or theirs <= names
+
+
+def is_speech_encoder(names: Iterable[str]) -> bool:
+    names = {speech_encoder_name(name) for name in names}
+    return {"feature_projection.projection.weight", "encoder.layers.0.attention.k_proj.weight"} <= names
 
 
 def require_s2v(headers: Mapping[str, StoredTensor], where: str, two_experts: bool) -> None:
-    """Pass only for an S2V transformer in plain floating point.
+    """Pass only for an S2V transformer in a format that is read.
 
     Raises: CheckpointError that names what was given instead.
     """
     if any("lora_" in name or ".lora" in name or "lokr_" in name or "hada_" in name for name in headers):
         raise CheckpointError(f"{where} is a LoRA, not a model. Load a model first, then call load_lora_weights.")
     if is_s2v(headers):
-        require_plain_dtype(headers, where)
+        require_known_format(headers, where)
         return
     what = _other_model(headers, two_experts)
     raise CheckpointError(
@@ -184,17 +194,16 @@ def require_s2v(headers: Mapping[str, StoredTensor], where: str, two_experts: bo
     )
 
 
-def require_plain_dtype(headers: Mapping[str, StoredTensor], where: str) -> None:
-    """Raises: CheckpointError if any tensor is quantized in another way than int8 with a scale per row."""
-    scaled = [n for n in headers if n.endswith(("scale_weight", "weight_scale", "scale_input", "scaled_fp8"))]
-    plain = {"F32", "F16", "BF16"}
-    other = {name: item.dtype for name, item in headers.items() if item.dtype not in plain and item.scale is None}
-    if scaled or other:
-        first = next(iter(other), "") or scaled[0]
-        kind = other.get(first, "scaled")
+def require_known_format(headers: Mapping[str, StoredTensor], where: str) -> None:
+    """Raises: CheckpointError if any tensor is quantized in a way that is not read."""
+    known = {"F32", "F16", "BF16", *FLOAT8, *BLOCKS}
+    other = {name: item.dtype for name, item in headers.items() if item.dtype not in known and item.scale is None}
+    other |= {name: "another scale" for name in headers if name.endswith(_SCALES)}
+    for first, kind in other.items():
         raise CheckpointError(
-            f"{where} holds quantized weights ({kind}, first: {first}), which are not supported: of 8-bit files, those"
-            f" are whose metadata say storage={INT8_ROWS}. Use the bf16 or fp16 file."
+            f"{where} holds quantized weights ({kind}, first: {first}), which are not supported. Of 8-bit safetensors,"
+            f" those are read whose float8 weights have a scale per tensor or row, or whose metadata say"
+            f" storage={INT8_ROWS}; of GGUF files, {', '.join(BLOCKS)}. Fetch one of those, or the bf16 or fp16 file."
         )
 
 

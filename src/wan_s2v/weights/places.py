@@ -6,7 +6,7 @@ Decides by names of files and folders, and by tensor names where a file may be c
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,7 +16,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.weights.files import read_headers, read_json
-from wan_s2v.weights.names import S2V_REPOSITORY, is_text_encoder, is_vae
+from wan_s2v.weights.names import S2V_REPOSITORY, is_speech_encoder, is_text_encoder, is_vae
 
 Layout = Literal["official", "diffusers", "single_file"]
 ALIASES: Final = {"s2v-14b": S2V_REPOSITORY, "wan2.2-s2v-14b": S2V_REPOSITORY}
@@ -25,6 +25,8 @@ TOKENIZER_FOLDER: Final = "google/umt5-xxl"
 TEXT_ENCODER_FILE: Final = "models_t5_umt5-xxl-enc-bf16.pth"
 VAE_FILES: Final = {16: "Wan2.1_VAE.pth", 48: "Wan2.2_VAE.pth"}  # by latent channels
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_COMFY_FOLDERS = ("vae", "text_encoders", "clip", "audio_encoders")  # in ComfyUI's folder of models
+TOKENIZER_TENSOR: Final = "spiece_model"  # a SentencePiece model, in Comfy-Org's files of text encoders
 _ANCHORS = ["config.json", "model_index.json"]
 _TINY = Path(__file__).parent.parent / "assets" / "tiny"
 PART_NAMES = {
@@ -48,8 +50,8 @@ def locate(model: str | Path) -> Path:
     repository = ALIASES.get(str(model).lower(), str(model))
     if path.suffix in {".safetensors", ".gguf", ".pth"} or not HUB_ID.fullmatch(repository):
         raise UsageError(
-            f"model={str(model)!r} does not exist. Pass a folder, a .safetensors file, a hub id such as"
-            f" {S2V_REPOSITORY}, or 'tiny'."
+            f"model={str(model)!r} does not exist. Pass a folder, a .safetensors or .gguf file, a hub id such"
+            f" as {S2V_REPOSITORY}, or 'tiny'."
         )
     for local in (Path(repository), Path(repository.rpartition("/")[2])):
         if local.is_dir():
@@ -86,8 +88,26 @@ def _present(index: Mapping[str, Any], name: str) -> bool:
     return isinstance(entry, list) and len(entry) == 2 and entry[1] is not None
 
 
-def find_others(folder: Path, channels: int) -> dict[str, Path | None]:
-    """Where the models beside the transformer are; None where one is missing, no entry where a folder goes without."""
+def find_others(places: Sequence[Path], channels: int) -> dict[str, Path | None]:
+    """Where the models beside the transformer are; None where one is missing, no entry where a folder goes without.
+
+    Args:
+        places: folders and weight files; what is in an earlier one is taken.
+        channels: of the transformer's latents, which decide between the VAEs of a folder.
+    """
+    found: dict[str, Path | None] = {}
+    for place in places:
+        parts = _in_folder(place, channels) if place.is_dir() else _in_file(place)
+        found |= {name: path for name, path in parts.items() if found.get(name) is None}
+    if found.get("tokenizer") is None and _holds_tokenizer(found.get("text_encoder")):
+        found["tokenizer"] = found["text_encoder"]
+    speech = found.get("audio_encoder")
+    if found.get("audio_processor") is None and speech is not None and speech.is_file():
+        found["audio_processor"] = speech  # whose settings are those of every large wav2vec2
+    return found
+
+
+def _in_folder(folder: Path, channels: int) -> dict[str, Path | None]:
     if (folder / "model_index.json").is_file():
         index = read_json(folder / "model_index.json")
         return {name: _filled(folder / name) for name in PART_NAMES if _present(index, name)}
@@ -98,9 +118,25 @@ def find_others(folder: Path, channels: int) -> dict[str, Path | None]:
         "vae": _first(folder, names, "vae") or _by_content(folder, is_vae),
         "text_encoder": _first(folder, [TEXT_ENCODER_FILE], "text_encoder") or _by_content(folder, is_text_encoder),
         "tokenizer": _tokenizer_folder(folder),
-        "audio_encoder": speech,
+        "audio_encoder": speech or _by_content(folder, is_speech_encoder),
         "audio_processor": processor if (processor / "preprocessor_config.json").is_file() else None,
     }
+
+
+def _in_file(file: Path) -> dict[str, Path | None]:
+    """The one part that a file is; every other is missing."""
+    names = read_headers([file])
+    for part, accepts in (("vae", is_vae), ("text_encoder", is_text_encoder), ("audio_encoder", is_speech_encoder)):
+        if accepts(names):
+            return dict.fromkeys(PART_NAMES) | {part: file}
+    raise CheckpointError(
+        f"{file} is neither a Wan VAE nor a umT5 or wav2vec2 encoder (its tensors: {', '.join(list(names)[:2])}, …)."
+        " Pass those as components, and the transformer as model."
+    )
+
+
+def _holds_tokenizer(text_encoder: Path | None) -> bool:
+    return text_encoder is not None and text_encoder.is_file() and TOKENIZER_TENSOR in read_headers([text_encoder])
 
 
 def _filled(path: Path) -> Path | None:
@@ -109,7 +145,7 @@ def _filled(path: Path) -> Path | None:
 
 def _tokenizer_folder(folder: Path) -> Path | None:
     """A folder with a vocabulary, without which transformers may build an empty tokenizer and say nothing."""
-    for place in (folder / name for name in (TOKENIZER_FOLDER, "tokenizer", "umt5-xxl")):
+    for place in (folder / name for name in (TOKENIZER_FOLDER, "tokenizer", "umt5-xxl", ".")):
         stated = place / "tokenizer_config.json"
         of_bytes = stated.is_file() and read_json(stated).get("tokenizer_class") == "ByT5Tokenizer"  # needs no file
         if of_bytes or (place / "tokenizer.json").is_file() or (place / "spiece.model").is_file():
@@ -124,7 +160,9 @@ def _first(folder: Path, files: list[str], model_folder: str) -> Path | None:
 
 def _by_content(folder: Path, accepts: Callable[[Iterable[str]], bool]) -> Path | None:
     """The first weight file of a folder whose tensor names are accepted, whatever it is called."""
-    for path in sorted(p for p in folder.iterdir() if p.suffix in {".safetensors", ".pth"} and p.is_file()):
+    folders = [folder, *(folder / name for name in _COMFY_FOLDERS if (folder / name).is_dir())]
+    files = [path for place in folders for path in sorted(place.iterdir()) if path.is_file()]
+    for path in (path for path in files if path.suffix in {".safetensors", ".pth"}):
         with suppress(CheckpointError):  # other people's files are allowed to lie beside ours
             if accepts(read_headers([path])):
                 return path
