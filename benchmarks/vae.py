@@ -36,9 +36,9 @@ from s2v_meter import Meter, Record, circumstances, difference, spread
 from s2v_model import FULL, SMALL, Scale, Size, random_model
 from torch import Tensor, nn
 
+from wan_s2v import vae as fast
 from wan_s2v.decoder import decode_frames
 from wan_s2v.ops.channel_norm import plain_add_residual, plain_channel_norm
-from wan_s2v.runtime import vae as fast
 from wan_s2v.weights import load_model
 from wan_s2v.weights.checkpoint import read_vae
 

@@ -10,7 +10,7 @@ from conftest import assert_close, load_golden
 from vaes import KINDS, MEAN, STD, random_vae
 
 from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
-from wan_s2v.runtime.vae import encode_moments, fitting_latents
+from wan_s2v.vae import encode_moments, fitting_latents
 from wan_s2v.weights import load_model
 from wan_s2v.weights.checkpoint import read_vae
 
@@ -109,7 +109,7 @@ def test_bfloat16_is_at_most_twice_as_far_from_float32_as_the_plain_modules(kind
 @torch.no_grad()
 def test_the_path_of_the_gpu_equals_the_plain_modules_in_the_interpreter(kind, monkeypatch):
     pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux and, as triton-windows, Windows")
-    monkeypatch.setattr("wan_s2v.runtime.vae._adds_bias_apart", lambda x: True)
+    monkeypatch.setattr("wan_s2v.vae._adds_bias_apart", lambda x: True)
     monkeypatch.setattr("wan_s2v.ops.channel_norm.runs_kernels", lambda x: True)
     vae, video, latents = random_vae(kind), _video(5), _latents(3)
     assert_close(encode_pixels(vae, video), _plain_encode(vae, video), LATENTS_ATOL)

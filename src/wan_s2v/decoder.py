@@ -22,7 +22,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 from torch import Tensor, nn
 
-from wan_s2v.runtime.vae import MEMORY_FORMAT, PAST_FRAMES, Cache, cached_convolve, finish, fitting_latents, run
+from wan_s2v.vae import MEMORY_FORMAT, PAST_FRAMES, Cache, cached_convolve, finish, fitting_latents, run
 
 
 @dataclass(frozen=True)

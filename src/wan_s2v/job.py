@@ -15,7 +15,7 @@ from wan_s2v.image import Framing
 from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
 from wan_s2v.plan import GenerationPlan
 from wan_s2v.pose_video import PoseVideo
-from wan_s2v.runtime.vae import Cache
+from wan_s2v.vae import Cache
 
 
 @dataclass

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.decoder import decode_frames
-from wan_s2v.runtime.vae import Cache, encode_moments
+from wan_s2v.vae import Cache, encode_moments
 
 
 def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tensor]:
