@@ -533,6 +533,18 @@ def test_the_pipeline_loads_weighs_and_unloads_loras(lora_file):
     assert torch.equal(pipeline(VOICE, PORTRAIT, output_type="latent", **SMALL).frames, plain.frames)
 
 
+def test_the_fast_preset_rounds_the_layers_below_loras(lora_file, monkeypatch):
+    monkeypatch.setattr("wan_s2v.runtime.apply.can_compute_float8", lambda device: True)
+    pipeline = random_pipeline()
+    pipeline.load_lora_weights(lora_file, "style")
+    pipeline(VOICE, PORTRAIT, **SMALL, preset="fast")
+    layer = pipeline.transformer.get_submodule("blocks.0.attn1.to_q")
+    assert isinstance(layer, LoRALinear)
+    assert isinstance(layer.base, Float8Linear)
+    pipeline.unload_lora_weights()
+    assert pipeline.transformer.get_submodule("blocks.0.attn1.to_q") is layer.base
+
+
 def test_misuse_of_the_pipeline_is_told_and_changes_nothing(lora_file, tmp_path):
     pipeline = random_pipeline()
     before = predict(pipeline.transformer)

@@ -43,8 +43,10 @@ from wan_s2v.plan import (
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
+from wan_s2v.runtime.apply import apply_preset
 from wan_s2v.runtime.offload import on_device
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.runtime.quantization import is_quantized
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
@@ -200,6 +202,7 @@ class WanS2VPipeline(LoRALoading):
             "torch": torch.__version__,
             "device": str(self._device(plan)),
             "dtype": str(self.transformer.dtype).removeprefix("torch."),
+            "float8": is_quantized(self.transformer),
             "attention": chosen_backends(),
             **self.source,
             **({"loras": loras} if loras else {}),
@@ -371,15 +374,19 @@ class WanS2VPipeline(LoRALoading):
             return encode_prompt(text, self.tokenizer, self.text_encoder, self.transformer.config.text_len)
 
     def _settle(self, plan: GenerationPlan) -> None:
-        """Give the transformers the dtype that this run computes in, and clear the GPU where parts come one by one."""
-        wanted = torch.float16 if plan.options.use_fp16 else self.transformer.dtype
-        dtype, note = usable_dtype(wanted, self._device(plan))
+        """Give the transformers the precision that this run computes in, and clear the GPU where parts come in turn."""
+        options, device = plan.options, self._device(plan)
+        dtype, note = usable_dtype(torch.float16 if options.use_fp16 else self.transformer.dtype, device)
         if note is not None and note not in self.notes:
             self.notes = (*self.notes, note)
-        for model in (self.transformer, self.transformer_2):
-            if model is not None and model.dtype != dtype:
+        for name in ("transformer", "transformer_2"):
+            model = getattr(self, name)
+            if model is None:
+                continue
+            if model.dtype != dtype:
                 model.to(dtype)
-        if plan.options.enable_cpu_offload and self._device(plan).type != "cpu":
+            apply_preset(model, self.adapters.get(name), options.preset, device)
+        if options.enable_cpu_offload and device.type != "cpu":
             self.to("cpu")
 
     def _device(self, plan: GenerationPlan) -> torch.device:

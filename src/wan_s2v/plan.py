@@ -67,9 +67,10 @@ class GenerationOptions:
         frames_per_clip: longest clip at the model's 16 fps, a multiple of 4 up to 80.
         start_from_reference: begin with the reference image itself.
         timing: "aligned" shows each sound at its frame; "reference" is the official behaviour, 3 frames early.
-        preset: "exact"; "fast" (extrapolates the predictions of steps that change little, and decodes each clip from
-            where the one before ended); "draft" for a quick look (few steps, small frame); or "4step" for a few-step
-            LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is given beside it has priority.
+        preset: "exact"; "fast" (extrapolates the predictions of steps that change little, decodes each clip from where
+            the one before ended, and computes in float8 where the GPU can); "draft" for a quick look (few steps, small
+            frame); or "4step" for a few-step LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is
+            given beside it has priority.
         enable_cpu_offload: keep only the part that works on the GPU.
         use_fp16: compute in float16 where the device can.
     Raises: UsageError for the first value that is not accepted.

@@ -1,0 +1,37 @@
+"""What a preset asks of a built transformer; the only place where the order of techniques matters."""
+
+from __future__ import annotations
+
+import torch
+
+from wan_s2v.errors import UsageError
+from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.runtime.lora import Adapters
+from wan_s2v.runtime.quantization import attend_in_float8, can_compute_float8, is_quantized, quantize_float8
+
+
+def apply_preset(transformer: WanS2VTransformer, adapters: Adapters | None, preset: str, device: torch.device) -> None:
+    """Have a transformer compute as the preset wants it.
+
+    Args:
+        adapters: LoRAs that are on it.
+        device: where it will work.
+    Raises: UsageError for "exact" after its weights were rounded.
+    """
+    if preset == "exact" and is_quantized(transformer):
+        raise UsageError(
+            'The transformer computes in float8 since preset="fast" was used. Load the model again for preset="exact".'
+        )
+    if preset == "fast" and can_compute_float8(device) and not is_quantized(transformer):
+        _round_to_float8(transformer.to(device), adapters)
+
+
+def _round_to_float8(transformer: WanS2VTransformer, adapters: Adapters | None) -> None:
+    """LoRAs stay above the rounded layers: their small changes would be lost below."""
+    weights = dict(adapters.weights) if adapters else {}
+    if adapters:
+        adapters.set_weights({})
+    quantize_float8(transformer)
+    attend_in_float8(transformer)
+    if adapters:
+        adapters.set_weights(weights)
