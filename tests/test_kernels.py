@@ -10,6 +10,7 @@ import torch
 from conftest import assert_close
 
 from wan_s2v.ops.attention_float8 import key_mean, plain_attention_float8
+from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.ops.float8 import FLOAT8, Quantized, plain_quantize_rows
 from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation, plain_add_and_norm
 from wan_s2v.ops.rope import RotaryTable, norm_and_turn, plain_norm_and_turn, rotary_table
@@ -164,3 +165,13 @@ def test_the_benchmark_tries_every_kernel(capsys):
     printed = capsys.readouterr().out.splitlines()
     assert len(printed) == 8
     assert all("error" in line for line in printed)
+
+
+def test_a_machine_without_a_compiler_is_found_out(monkeypatch):
+    assert kernel_problem.__wrapped__(DEVICE) is None
+
+    def fail(device):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC.\nmore")
+
+    monkeypatch.setattr("wan_s2v.ops.trial_kernel.try_kernel", fail)
+    assert kernel_problem.__wrapped__(DEVICE) == "Failed to find C compiler. Please specify via CC."

@@ -31,6 +31,7 @@ from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
 from wan_s2v.lora_loading import LoRALoading
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention import chosen_backends
+from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.plan import (
     AudioSource,
     GenerationOptions,
@@ -377,8 +378,9 @@ class WanS2VPipeline(LoRALoading):
         """Give the transformers the precision that this run computes in, and clear the GPU where parts come in turn."""
         options, device = plan.options, self._device(plan)
         dtype, note = usable_dtype(torch.float16 if options.use_fp16 else self.transformer.dtype, device)
-        if note is not None and note not in self.notes:
-            self.notes = (*self.notes, note)
+        problem = kernel_problem() if device.type == "cuda" else None
+        slow = f"Our GPU kernels cannot run here ({problem}); plain PyTorch does their work, more slowly."
+        self.notes = tuple(dict.fromkeys((*self.notes, *([note] if note else []), *([slow] if problem else []))))
         for name in ("transformer", "transformer_2"):
             model = getattr(self, name)
             if model is None:

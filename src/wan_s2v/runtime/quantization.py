@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention_float8 import attention_float8
-from wan_s2v.ops.dispatch import has_triton
+from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.ops.float8 import FLOAT8, Quantized, linear_float8, quantize_rows
 from wan_s2v.runtime.packed import FixedDtype, PackedLinear, ScaledLinear
 
@@ -52,7 +52,9 @@ def _quantized(layer: nn.Linear | PackedLinear) -> Quantized:
 
 def can_compute_float8(device: torch.device) -> bool:
     """Whether a device has 8-bit matrix products: NVIDIA from compute capability 8.9 on (Ada, Hopper and later)."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 9) and has_triton()
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        return False
+    return kernel_problem() is None
 
 
 @torch.no_grad()
