@@ -37,7 +37,7 @@ DRAFT_STEPS = 12
 DRAFT_AREA = 832 * 480
 PRESETS = ("exact", "fast", "draft", "4step")
 # Change of the prediction, relative to its norm, from which on preset="fast" computes it again: 16 of 40 steps are then
-# computed and the latents differ by 3 % (embedded model before its distillation, guidance 3, unipc).
+# computed and the latents differ by 4 % (embedded model before its distillation, guidance 3, unipc).
 FAST_CHANGE = 0.15
 # What few-step LoRAs were distilled for: 4 steps at the timesteps 1000, 937.5, 833.3 and 625, which are a shift of 5,
 # each with the plain Euler step and without guidance. Source: ModelTC/Wan2.2-Lightning, README.md, issue 3 and

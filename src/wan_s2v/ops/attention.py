@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import torch
@@ -58,7 +59,7 @@ def fastest(
     best, best_seconds = "torch", float("inf")
     for name, backend in candidates.items():
         try:
-            seconds = seconds_of(lambda backend=backend: backend(q, k, v))  # type: ignore[misc]
+            seconds = seconds_of(partial(backend, q, k, v))
         except RuntimeError:  # this GPU, dtype or size is not one of its own
             continue
         if seconds < _MARGIN * best_seconds:

@@ -6,6 +6,7 @@ time it is asked for, so that code which reads it need not know. Slower than a p
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -31,7 +32,7 @@ def _moved(buffer: Tensor, fn: Callable[[Tensor], Tensor]) -> Tensor:
     return fn(buffer) if probe.dtype == buffer.dtype else buffer.to(probe.device)
 
 
-class PackedLinear(FixedDtype):
+class PackedLinear(FixedDtype, ABC):
     """A linear layer with a packed weight, computing in `dtype`, which `.to` changes.
 
     Args:
@@ -50,9 +51,9 @@ class PackedLinear(FixedDtype):
         return self.dtype
 
     @property
+    @abstractmethod
     def weight(self) -> Tensor:
         """(N, K) in the dtype that the layer computes in; made on the spot."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) → (..., N)."""
