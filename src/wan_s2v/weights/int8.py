@@ -24,7 +24,7 @@ _MIN_ELEMENTS = 4096  # below, the bytes saved are not worth any error
 _LEVELS = 127  # -127…127: symmetric, so that a weight and its negative stay so
 # Rows with a few large values lose less by clipping them; on a trained VAE the best of these takes 0.5 % off the error.
 _CLIP_RATIOS = tuple(1 - step / 40 for step in range(17))  # 1 … 0.6
-_SMALLEST = 1e-30  # stands for the largest value of a row of zeros
+_SMALLEST: Final = torch.finfo(torch.float32).tiny  # stands for the largest value of a row of zeros
 _HEADER_BYTES = 200  # of a tensor in a file's header, besides its name; a generous bound
 
 
