@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from wan_s2v.errors import NumericsError
@@ -48,6 +49,17 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(tmp_path):
     for expected, found in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(expected, found)
     assert not checkpoint.exists()
+
+
+def test_several_processes_go_on_from_any_step(tmp_path):
+    """They agree on the time at every tenth step only; an interruption comes when it comes."""
+    checkpoint = tmp_path / "state.safetensors"
+    _train(_model(), 40, stop_after=13, checkpoint=checkpoint, save_at=13)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'meeting'}", rank=0, world_size=1)
+    try:
+        assert _train(_model(), 40, checkpoint=checkpoint).steps == 40
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -71,6 +71,7 @@ class Loop:
         self._average = Average(self._optimizer.masters, average)
         self._recent: list[Tensor] = []
         self._seconds_before = 0.0
+        self._by_clock: float | None = None
         self._begin = self._saved = time.monotonic()
         if checkpoint is not None and checkpoint.is_file():
             self._resume(checkpoint)
@@ -110,7 +111,7 @@ class Loop:
     def _progress(self) -> float:
         """By the clock of the first process, looked at every few steps so that the GPU need not be waited for."""
         by_steps = 0.0 if self._budget.max_steps is None else self.steps / self._budget.max_steps
-        if not dist.is_initialized() or self.steps % _SYNC_EVERY == 0:
+        if self._by_clock is None or not dist.is_initialized() or self.steps % _SYNC_EVERY == 0:
             self._by_clock = _of_first(self.seconds / self._budget.seconds)
         return min(1.0, max(self._by_clock, by_steps))
 
