@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import assert_close
 from vaes import KINDS, random_vae
 
+from wan_s2v import decoder
 from wan_s2v.decoder import _stages, decode_frames
+from wan_s2v.vae import Strip, split_in_strips
 
 ATOL = 5e-5  # oneDNN sums in another order for other numbers of frames; plain modules are 1.6e-5 from float64
 
@@ -47,6 +51,35 @@ def test_several_latents_at_once_give_the_same_frames(kind, latents_per_call):
     for num_kept in (22, 5):
         one_by_one = _decode(vae, z, num_kept, latents_per_call=1)
         assert_close(_decode(vae, z, num_kept, latents_per_call=latents_per_call), one_by_one, ATOL)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width", "count"), [(4, 70, 2), (70, 3, 7), (2, 5, 9)])
+@torch.no_grad()
+def test_strips_give_the_frames_of_one_decode(kind, height, width, count):
+    """The strips of the first two cases are wide enough to have neither edge of the frame in their margins."""
+    vae, z = random_vae(kind), torch.randn(1, 16, 5, height, width)
+    whole = _decode(vae, z, 3, latents_per_call=1)
+    strips = split_in_strips(height, width, count)
+    assert len(strips) == min(count, max(height, width))
+    parts = [_decode(vae, z, 3, strip=strip, latents_per_call=1) for strip in strips]
+    assert_close(torch.cat(parts, dim=strips[0].axis), whole, ATOL)
+
+
+@torch.no_grad()
+def test_a_smaller_margin_would_change_the_frames(monkeypatch):
+    """For each level: the margins are as small as its convolutions allow, but for a pixel lost in halving."""
+    vae, z = random_vae("wan2.1"), torch.randn(1, 16, 1, 1, 70)
+    strip = Strip(4, 30, 40)
+    whole = _decode(vae, z, 1, strip=strip)
+    stages = _stages(vae.decoder)
+    assert [stage.margin for stage in stages] == [None, 13, 12, 10, 7, 1]
+    for index in range(1, len(stages)):
+        less = [*stages[:index], replace(stages[index], margin=stages[index].margin - 2), *stages[index + 1 :]]
+        if stages[index].margin == 1:
+            less[index] = replace(stages[index], margin=0)
+        monkeypatch.setattr(decoder, "_stages", lambda _decoder, less=less: less)
+        assert (_decode(vae, z, 1, strip=strip) - whole).abs().max() > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -67,6 +67,22 @@ def test_any_number_of_frames_at_once_gives_the_same_latents(kind):
         assert_close(encode_moments(vae, videos, latents_per_call), wanted, LATENTS_ATOL, f"{latents_per_call}")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("height", "width", "num_strips"), [(64, 560, 3), (400, 48, 2)])
+@torch.no_grad()
+def test_strips_give_the_latents_and_pixels_of_whole_frames(kind, height, width, num_strips):
+    """Also where the decoder goes on from clip to clip, each strip from its own past."""
+    vae, video = random_vae(kind), torch.rand(3, 9, height, width) * 2 - 1
+    latents = encode_pixels(vae, video)
+    assert_close(encode_pixels(vae, video, num_strips), latents, LATENTS_ATOL)
+    whole_past, past = {}, {}
+    for part in (latents[:, :2], latents[:, 2:]):
+        num_frames = 4 * part.shape[1] - (0 if past else 3)
+        whole = decode_latents(vae, part, num_frames, whole_past)
+        assert_close(decode_latents(vae, part, num_frames, past, num_strips), whole, PIXELS_ATOL)
+    assert (len(whole_past), len(past)) == (1, num_strips)
+
+
 @pytest.mark.parametrize("kind", ["wan2.1", "wan2.2"])
 @torch.no_grad()
 def test_clips_can_be_decoded_one_after_the_other_without_a_prefix(kind):

@@ -12,10 +12,10 @@ from wan_s2v.audio_features import AudioFeatures, reference_num_clips
 from wan_s2v.clips import Clip
 from wan_s2v.denoise import Expert, is_high_noise
 from wan_s2v.image import Framing
+from wan_s2v.latents import DecoderPast
 from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
 from wan_s2v.plan import GenerationPlan
 from wan_s2v.pose_video import PoseVideo
-from wan_s2v.vae import Cache
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Job:
         reference_latents: (C, 1, h, w).
         history: (3, motion_frames, H, W) float32 pixels in [-1, 1], the last ones made.
         motion_latents: (C, 19, h, w) of the history; None where the first clip starts without.
-        decoder_cache: where the VAE's decoder goes on after the clip before; None where it begins with the history.
+        decoder_past: where the VAE's decoder goes on after the clip before; None where it begins with the history.
         texts: by expert and by "prompt" or "negative".
     """
 
@@ -41,7 +41,7 @@ class Job:
     motion_latents: Tensor | None = None
     pose: PoseVideo | None = None
     pose_framing: Framing | None = None
-    decoder_cache: Cache | None = None
+    decoder_past: DecoderPast | None = None
     texts: dict[tuple[str, str], TextContext] = field(default_factory=dict)
 
     @property

@@ -268,7 +268,7 @@ class WanS2VPipeline(LoRALoading):
             history[:, -_REFERENCE_HISTORY:] = reference[:, None].to(device)
         job = Job(plan, device, prompt, negative, reference_latents, features, history)
         if options.preset == "fast":
-            job.decoder_cache = {}
+            job.decoder_past = {}
         if options.pose_video_path is not None:
             job.pose = PoseVideo(options.pose_video_path, plan.clips.model_fps, timing=plan.clips.timing)
             job.pose_framing = _pose_framing(job.pose, plan.framing)
@@ -309,13 +309,13 @@ class WanS2VPipeline(LoRALoading):
 
     def _decode_clip(self, job: Job, clip: Clip, latents: Tensor, clock: _Clock) -> Tensor:
         """(3, kept frames, H, W) float32 pixels."""
-        sequence, cache = latents[0], job.decoder_cache
-        if not cache:
+        sequence, past = latents[0], job.decoder_past
+        if not past:
             prefix = job.motion_latents if clip.has_motion else job.reference_latents
             assert prefix is not None
             sequence = torch.cat((prefix, sequence), dim=1)
         with clock("decode"), self._on_device(job.plan, self.vae):
-            pixels = decode_latents(self.vae, sequence, clip.num_frames, cache)
+            pixels = decode_latents(self.vae, sequence, clip.num_frames, past)
         if not torch.isfinite(pixels).all():
             raise NumericsError(
                 f"Decoding clip {clip.index + 1} gave NaN or infinite pixels from finite latents. "
