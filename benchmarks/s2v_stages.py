@@ -18,7 +18,8 @@ from torch import Tensor
 from wan_s2v import WanS2VPipeline
 from wan_s2v.latents import decode_latents, encode_pixels
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.runtime.estimate import Work, forward_flops
+from wan_s2v.runtime.estimate import forward_flops
+from wan_s2v.runtime.sizes import Work
 
 CLIPS = {"first clip": False, "later clip": True}  # whether it sees the frames before it
 

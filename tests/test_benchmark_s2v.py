@@ -18,7 +18,7 @@ import s2v_run
 import s2v_table
 from s2v_model import FULL, SMALL, Size, cut_down, random_inputs, random_model
 
-from wan_s2v.runtime.estimate import S2V_14B_SIZES
+from wan_s2v.runtime.sizes import S2V_14B_SIZES
 from wan_s2v.weights.checkpoint import build_on_meta
 
 CPU = torch.device("cpu")

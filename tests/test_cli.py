@@ -278,7 +278,9 @@ def test_doctor_reports_the_machine(wan_s2v):
     found = done.json
     assert found["packages"]["torch"] == torch.__version__
     assert found["encoders"] == {"H.264": True, "AAC": True}
-    assert [fit["size"] for fit in found["fits_s2v_14b_bf16"]] == ["480p", "720p"]
+    cards = [(fit["device"], fit["size"]) for fit in found["fits_s2v_14b_bf16"] if "card" in fit["device"]]
+    assert len(cards) == 12
+    assert cards[:2] == [("12 GB card", "480p"), ("12 GB card", "720p")]
     text = wan_s2v("doctor").out
     assert "libx264" not in text
     assert "transformers" in text

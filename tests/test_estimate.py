@@ -9,17 +9,9 @@ import torch
 
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.runtime.estimate import (
-    S2V_14B_SIZES,
-    Rates,
-    Work,
-    estimate,
-    forward_flops,
-    free_bytes,
-    measure_rates,
-    peak_bytes,
-    weight_bytes,
-)
+from wan_s2v.runtime.estimate import Rates, estimate, forward_flops, measure_rates
+from wan_s2v.runtime.memory import MemoryPolicy, free_bytes, peak_bytes, weight_bytes
+from wan_s2v.runtime.sizes import S2V_14B_SIZES, Work
 
 LATER_CLIP = (20, True)
 H100 = Rates(787e12, 250e12)
@@ -41,8 +33,9 @@ def test_forward_of_the_14b_costs_what_was_counted(work, attention, matmul, tota
 @pytest.mark.parametrize(("work", "seconds", "peak_gb"), [(SMALL, 337, 43.4), (LARGE, 1162, 56.5)])
 def test_time_and_memory_are_near_those_measured_on_an_h100(work, seconds, peak_gb):
     alone = replace(S2V_14B_SIZES, parameters={name: S2V_14B_SIZES.parameters[name] for name in ("transformer", "vae")})
-    assert estimate(alone, work, torch.bfloat16, H100, offload=False).seconds == pytest.approx(seconds, rel=0.15)
-    assert peak_bytes(alone, work, torch.bfloat16, offload=True) == pytest.approx(peak_gb * 1e9, rel=0.05)
+    assert estimate(alone, work, torch.bfloat16, H100, MemoryPolicy()).seconds == pytest.approx(seconds, rel=0.15)
+    peak = peak_bytes(alone, work, torch.bfloat16, MemoryPolicy("model"))
+    assert 0.7 * peak_gb * 1e9 < peak < peak_gb * 1e9  # of the official code, which holds more at once
 
 
 def test_parameters_of_the_published_model():
@@ -54,7 +47,8 @@ def test_parameters_of_the_published_model():
 def test_first_clip_without_motion_is_cheaper_and_offload_needs_less():
     first, later = (forward_flops(S2V_14B, SMALL.layout(S2V_14B, (20, motion))) for motion in (False, True))
     assert first.total < later.total
-    resident, offloaded = (peak_bytes(S2V_14B_SIZES, SMALL, torch.bfloat16, offload=on) for on in (False, True))
+    policies = MemoryPolicy(), MemoryPolicy("model")
+    resident, offloaded = (peak_bytes(S2V_14B_SIZES, SMALL, torch.bfloat16, policy) for policy in policies)
     assert offloaded < resident
     assert offloaded > weight_bytes(S2V_14B_SIZES, torch.bfloat16)["transformer"]
 
@@ -62,7 +56,7 @@ def test_first_clip_without_motion_is_cheaper_and_offload_needs_less():
 @pytest.mark.parametrize("change", [{"num_inference_steps": 41}, {"passes": 3}, {"clips": (LATER_CLIP,) * 2}])
 def test_more_work_takes_longer(change):
     def seconds(work):
-        return estimate(S2V_14B_SIZES, work, torch.bfloat16, H100, offload=False).seconds
+        return estimate(S2V_14B_SIZES, work, torch.bfloat16, H100, MemoryPolicy()).seconds
 
     assert seconds(replace(SMALL, **change)) > seconds(SMALL)
 

@@ -32,7 +32,7 @@ from wan_s2v.commands.request import model_sizes
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.float8 import FLOAT8
-from wan_s2v.runtime.estimate import weight_bytes
+from wan_s2v.runtime.memory import weight_bytes
 from wan_s2v.runtime.packed import ScaledLinear
 from wan_s2v.runtime.quantization import Float8Linear, is_quantized, quantize_float8
 from wan_s2v.weights import Checkpoint, find_checkpoint, load_components, load_model

@@ -18,6 +18,7 @@ from wan_s2v import WanS2VPipeline
 from wan_s2v.denoise import Guidance, is_high_noise
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.models.transformer import Conditioning
+from wan_s2v.runtime.offload import Placement
 from wan_s2v.video import read_video_info
 
 VOICE = MEDIA / "talk_2s.wav"
@@ -90,10 +91,14 @@ def test_aligned_timing_shifts_the_sound_of_the_first_clip_by_its_warm_up(pipeli
 
 
 @torch.no_grad()
+def _on_the_cpu(pipeline):
+    return Placement(pipeline._models(), torch.device("cpu"))
+
+
 def test_each_kept_frame_hears_its_own_sound(pipeline):
     """Column k of every clip's conditioning is the sound at the time that its frame is shown."""
     plan = pipeline.plan(VOICE, PORTRAIT, frames_per_clip=12, fps=16, **SMALL)
-    job = pipeline._prepare_job(plan, lambda _stage: torch.no_grad())
+    job = pipeline._prepare_job(plan, _on_the_cpu(pipeline), lambda _stage: torch.no_grad())
     at = job.features.features(np.minimum(np.round(np.arange(64) * 30 / 16), job.features.num_features - 1).astype(int))
     for clip in plan.clips.clips:
         columns = pipeline._audio_features(job, clip)[0]
@@ -141,7 +146,7 @@ def test_passes_per_step(guidance, passes):
 
 def test_prompt_embeddings_stand_in_for_the_text_encoder(pipeline):
     options = SMALL | {"num_frames": 4, "guidance_scale": 3.0}
-    embeds = pipeline._prompt_embeds(None, "a cat", pipeline.plan(VOICE, PORTRAIT, **SMALL))
+    embeds = pipeline._prompt_embeds(None, "a cat", _on_the_cpu(pipeline))
     padded = torch.cat((embeds, torch.zeros(24 - len(embeds), 16)))[None]
     without = random_pipeline()
     without.text_encoder = without.tokenizer = None
@@ -295,9 +300,9 @@ def test_the_fast_preset_decodes_without_a_seam(pipeline, monkeypatch):
     lengths = []
     original = wan_s2v.pipeline.decode_latents
 
-    def decode(vae, latents, num_frames, cache=None):
-        lengths.append((latents.shape[1], cache is not None))
-        return original(vae, latents, num_frames, cache)
+    def decode(vae, latents, num_frames, past, num_strips):
+        lengths.append((latents.shape[1], past is not None))
+        return original(vae, latents, num_frames, past, num_strips)
 
     monkeypatch.setattr(wan_s2v.pipeline, "decode_latents", decode)
     made = pipeline(VOICE, PORTRAIT, **SMALL, num_frames=20, fps=16, frames_per_clip=12, preset="fast")

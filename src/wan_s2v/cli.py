@@ -428,7 +428,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if not is_out_of_memory(error):
             raise
         _show_traceback(words)
-        return _fail(out_of_memory_message(can_offload="--enable-cpu-offload" not in words), 1, words)
+        return _fail(out_of_memory_message(), 1, words)
 
 
 def _run(words: list[str]) -> int:

@@ -121,6 +121,7 @@ def denoise(
     guidance: Guidance,
     step_cache: StepCache,
     on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
+    attempt: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> Tensor:
     """Run all steps of one clip.
 
@@ -129,20 +130,25 @@ def denoise(
         choose_expert: the expert for a timestep.
         step_cache: a new one, which may spare some of the predictions.
         on_step: called with step, timestep and latents after each step; may return replacement latents.
+        attempt: does a part of a step that takes much memory, again if it must; nothing has changed in between.
     Raises: NumericsError at the first step whose prediction or latents are not finite.
     """
     count = len(scheduler.timesteps)
     for step, timestep in enumerate(scheduler.timesteps):
-        expert = choose_expert(float(timestep))
-        predict = partial(expert.predict, latents, timestep.reshape(1), guidance)
-        sigma = float(scheduler.sigmas[step])
-        noise_pred = step_cache.predict(step, sigma, latents, expert.transformer, predict)
+        choose = partial(choose_expert, float(timestep))
+        predict = partial(_predict, choose, latents, timestep.reshape(1), guidance)
+        sigma, transformer = float(scheduler.sigmas[step]), attempt(choose).transformer
+        noise_pred = step_cache.predict(step, sigma, latents, transformer, partial(attempt, predict))
         _check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
         _check_finite(latents, "the latents", step, count, timestep)
         replacement = on_step(step, timestep, latents) if on_step else None
         latents = latents if replacement is None else replacement
     return latents
+
+
+def _predict(choose: Callable[[], Expert], latents: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
+    return choose().predict(latents, timestep, guidance)
 
 
 def _check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +15,7 @@ from wan_s2v.latents import DecoderPast
 from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
 from wan_s2v.plan import GenerationPlan
 from wan_s2v.pose_video import PoseVideo
+from wan_s2v.runtime.offload import Placement
 
 
 @dataclass
@@ -32,7 +32,7 @@ class Job:
     """
 
     plan: GenerationPlan
-    device: torch.device
+    placement: Placement
     prompt_embeds: Tensor
     negative_prompt_embeds: Tensor | None
     reference_latents: Tensor
@@ -43,6 +43,11 @@ class Job:
     pose_framing: Framing | None = None
     decoder_past: DecoderPast | None = None
     texts: dict[tuple[str, str], TextContext] = field(default_factory=dict)
+
+    @property
+    def device(self) -> torch.device:
+        """That computes."""
+        return self.placement.device
 
     @property
     def audio_clips(self) -> int:
@@ -56,43 +61,33 @@ class Experts:
 
     def __init__(
         self,
-        transformers: Mapping[str, WanS2VTransformer],
         boundary_ratio: float | None,
         job: Job,
         clip: Clip,
         audio_features: Tensor,
         pose_latents: Tensor | None,
     ) -> None:
-        self.transformers, self.boundary_ratio, self.job, self.clip = transformers, boundary_ratio, job, clip
+        self.boundary_ratio, self.job, self.clip = boundary_ratio, job, clip
         self.audio_features, self.pose_latents = audio_features, pose_latents
         self.name: str | None = None
         self.expert: Expert | None = None
 
     def choose(self, timestep: float) -> Expert:
-        """The expert for a timestep; switching brings it to the device and sends the other one away."""
+        """The expert for a timestep; switching brings it to the device."""
         high = self.boundary_ratio is None or is_high_noise(timestep, self.boundary_ratio)
         name = "transformer" if high else "transformer_2"
         if name != self.name or self.expert is None:
-            self._release()
+            self.forget()
             self.name, self.expert = name, self._prepare(name)
         return self.expert
 
-    def __enter__(self) -> Experts:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        if self.expert is not None and self.job.plan.options.enable_cpu_offload and self.job.device.type != "cpu":
-            self.expert.transformer.to("cpu")
-            torch.cuda.empty_cache()
+    def forget(self) -> None:
+        """Free what is prepared; the next step prepares it anew."""
         self.expert = None
 
     def _prepare(self, name: str) -> Expert:
         job, guidance = self.job, self.job.plan.sampling.guidance
-        transformer = self.transformers[name]
-        transformer.to(job.device)
+        transformer: WanS2VTransformer = job.placement.use(name)
         scene = self._scene(transformer)
         prompt = self._text(name, "prompt", transformer, job.prompt_embeds)
         sound = transformer.prepare_audio(self.audio_features, job.plan.spec.motion_frames)

@@ -27,6 +27,11 @@ def latent_statistics(vae: AutoencoderKLWan, like: Tensor) -> tuple[Tensor, Tens
     return mean.view(-1, 1, 1, 1), (1.0 / std).view(-1, 1, 1, 1)
 
 
+def past_on(past: DecoderPast, device: torch.device | str) -> DecoderPast:
+    """The same past on another device."""
+    return {strip: {conv: frames.to(device) for conv, frames in cache.items()} for strip, cache in past.items()}
+
+
 @torch.no_grad()
 def encode_pixels(vae: AutoencoderKLWan, pixels: Tensor, num_strips: int = 1) -> Tensor:
     """Latents of 4k+1 frames: the posterior's mean, normalised.

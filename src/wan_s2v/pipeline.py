@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framing
 from wan_s2v.interpolation import FrameInterpolator
 from wan_s2v.job import Experts, Job
-from wan_s2v.latents import decode_latents, encode_pixels, encode_pose
+from wan_s2v.latents import decode_latents, encode_pixels, encode_pose, past_on
 from wan_s2v.lora_loading import LoRALoading
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention import chosen_backends
@@ -45,14 +45,18 @@ from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
 from wan_s2v.runtime.apply import apply_preset
-from wan_s2v.runtime.offload import on_device
+from wan_s2v.runtime.memory import OFFLOADS, MemoryPolicy, Offload, choose_policy, device_budget, peak_bytes
+from wan_s2v.runtime.offload import Placement
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.runtime.quantization import is_quantized
+from wan_s2v.runtime.sizes import loaded_sizes
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
 from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 
+_Result = TypeVar("_Result")
+_MODELS = ("text_encoder", "audio_encoder", "vae", "transformer", "transformer_2")
 _REFERENCE_HISTORY = 6  # frames of history that show the reference image where the video starts from it
 
 
@@ -102,6 +106,10 @@ class WanS2VPipeline(LoRALoading):
         self.notes: tuple[str, ...] = ()
         self.source: dict[str, Any] = {}
         self.adapters = {}
+        self._computing_device: torch.device | None = None  # where weights are brought to work; where they are if None
+        self._least_offload: Offload = "none"
+        self._fallbacks: list[str] = []
+        self._memory: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -120,8 +128,8 @@ class WanS2VPipeline(LoRALoading):
         Args:
             torch_dtype: of the transformer; as stored if None. The VAE and the speech encoder run in float32, the text
                 encoder in bfloat16 (float32 if that is asked for): it overflows in float16.
-            device_map: "auto" (the GPU if there is one with room for the weights), "cuda", "cpu", or None (the CPU;
-                move with `.to` or call with enable_cpu_offload=True).
+            device_map: "auto" (the GPU computes if there is one; weights stay in main memory where it has no room for
+                them), "cuda" (weights on the GPU), "cpu", or None (the CPU; move with `.to`).
             components: folder with the other parts, or their files, where the model is a single transformer file.
             boundary_ratio: for two-expert checkpoints whose files do not state it.
             load_text_encoder: False saves 11 GB where prompt embeddings are given.
@@ -133,15 +141,46 @@ class WanS2VPipeline(LoRALoading):
         checkpoint = find_checkpoint(
             pretrained_model_name_or_path, components=components, skip=skip, boundary_ratio=boundary_ratio
         )
-        device, place_note = _place(device_map, checkpoint.total_bytes)
+        device = _place(device_map, checkpoint.total_bytes)
         # Weights on the CPU beside a GPU are there to be brought over, not to compute where they are.
         computes_on = torch.device("cuda") if torch.cuda.is_available() and device_map != "cpu" else device
         dtype, dtype_note = usable_dtype(wanted or checkpoint.models["transformer"].dtype, computes_on)
         loaded = load_components(checkpoint, torch_dtype=dtype, device=device, skip=skip, progress=progress)
         pipeline = cls(**loaded, sampling_defaults=checkpoint.sampling_defaults)
-        pipeline.notes = tuple(note for note in (place_note, dtype_note) if note)
+        pipeline.notes = (dtype_note,) if dtype_note else ()
+        if device_map == "auto" and torch.cuda.is_available():
+            pipeline.compute_on(torch.device("cuda", torch.cuda.current_device()))
         pipeline.source = {"model": str(pretrained_model_name_or_path), "weights": fingerprint(checkpoint)}
         return pipeline
+
+    def compute_on(self, device: torch.device) -> None:
+        """Bring weights to this device when they work, as much at a time as it has room for; `.to` takes it back."""
+        self._computing_device = device
+
+    def to(self, *args: Any, **kwargs: Any) -> WanS2VPipeline:
+        """As in diffusers; the pipeline then computes where its weights are."""
+        self._computing_device = None
+        moved: WanS2VPipeline = super().to(*args, **kwargs)
+        return moved
+
+    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:
+        """As in diffusers: one component at a time is on the GPU, or less where it has not the room."""
+        self._offload("model", gpu_id, device)
+
+    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:
+        """As in diffusers: the blocks of a component come to the GPU one after the other."""
+        self._offload("block", gpu_id, device)
+
+    def enable_group_offload(self, onload_device: torch.device | str = "cuda", **_options: Any) -> None:
+        """As in diffusers; how many blocks come at a time, and how, follows from the memory that is free."""
+        self._offload("block", None, onload_device)
+
+    def _offload(self, least: Offload, gpu_id: int | None, device: torch.device | str) -> None:
+        if not torch.cuda.is_available():
+            raise UsageError("There is no GPU to bring parts of the model to: PyTorch sees no CUDA device.")
+        chosen = torch.device(device)
+        self._least_offload = least
+        self.compute_on(torch.device("cuda", gpu_id if gpu_id is not None else chosen.index or 0))
 
     def __call__(
         self,
@@ -207,8 +246,9 @@ class WanS2VPipeline(LoRALoading):
             "attention": chosen_backends(),
             **self.source,
             **({"loras": loras} if loras else {}),
+            **({"memory": self._memory} if self._memory else {}),
             **plan.summary(),
-            "warnings": list(dict.fromkeys([*plan.warnings, *self.notes, *notes])),
+            "warnings": list(dict.fromkeys([*plan.warnings, *self.notes, *notes, *self._fallbacks])),
         }
 
     def run(
@@ -222,8 +262,19 @@ class WanS2VPipeline(LoRALoading):
         if output_type not in ("uint8", "pt", "latent"):
             raise UsageError(f"output_type={output_type!r} is not accepted. Choose uint8, pt or latent.")
         self._settle(plan)
+        with Placement(self._models(), self._device(plan), self._plan_memory(plan)) as placement:
+            yield from self._make_clips(plan, placement, output_type, callback_on_step_end)
+            self._note_peak(placement)
+
+    def _make_clips(
+        self,
+        plan: GenerationPlan,
+        placement: Placement,
+        output_type: OutputType,
+        callback_on_step_end: Callable[..., dict[str, Any] | None] | None,
+    ) -> Iterator[S2VClip]:
         clock = _Clock()
-        job = self._prepare_job(plan, clock)
+        job = self._prepare_job(plan, placement, clock)
         interpolator = FrameInterpolator(plan.clips.model_fps, plan.clips.fps, num_frames=plan.clips.num_frames)
         pixels: Tensor | None = None
         for clip in plan.clips.clips:
@@ -243,22 +294,21 @@ class WanS2VPipeline(LoRALoading):
             finished = _as_tensor(frames) if output_type == "pt" else frames
             yield S2VClip(clip, finished, clock.take(), num_predictions)
 
-    def _prepare_job(self, plan: GenerationPlan, clock: _Clock) -> Job:
+    def _prepare_job(self, plan: GenerationPlan, placement: Placement, clock: _Clock) -> Job:
         """Encode what all clips share: prompt, picture, sound, pose."""
-        device, options = self._device(plan), plan.options
+        device, options = placement.device, plan.options
         needs_negative = plan.sampling.guidance.needs_neither
         with clock("text"):
-            prompt = self._prompt_embeds(options.prompt_embeds, options.prompt, plan)
+            prompt = self._prompt_embeds(options.prompt_embeds, options.prompt, placement)
             negative = None
             if needs_negative:
-                negative = self._prompt_embeds(options.negative_prompt_embeds, negative_prompt_of(options), plan)
+                negative = self._prompt_embeds(options.negative_prompt_embeds, negative_prompt_of(options), placement)
         reference = apply_framing(plan.image.image, plan.framing)
-        with clock("encode"), self._on_device(plan, self.vae):
-            reference_latents = encode_pixels(self.vae, reference[:, None].to(device))
+        with clock("encode"):
+            reference_latents = self._encode(placement, reference[:, None].to(device))
         with clock("audio"):
-            self.audio_encoder.to(device)
             features = AudioFeatures(
-                self.audio_encoder,
+                placement.use("audio_encoder"),
                 plan.waveform.samples,
                 num_samples=plan.num_driving_samples,
                 do_normalize=self.audio_processor.do_normalize,
@@ -266,16 +316,44 @@ class WanS2VPipeline(LoRALoading):
         history = torch.zeros(3, self.spec.motion_frames, plan.framing.height, plan.framing.width, device=device)
         if options.start_from_reference:
             history[:, -_REFERENCE_HISTORY:] = reference[:, None].to(device)
-        job = Job(plan, device, prompt, negative, reference_latents, features, history)
+        job = Job(plan, placement, prompt, negative, reference_latents, features, history)
         if options.preset == "fast":
             job.decoder_past = {}
         if options.pose_video_path is not None:
             job.pose = PoseVideo(options.pose_video_path, plan.clips.model_fps, timing=plan.clips.timing)
             job.pose_framing = _pose_framing(job.pose, plan.framing)
         if options.start_from_reference:
-            with clock("encode"), self._on_device(plan, self.vae):
-                job.motion_latents = encode_pixels(self.vae, history)
+            with clock("encode"):
+                job.motion_latents = self._encode(placement, history)
         return job
+
+    def _encode(self, placement: Placement, pixels: Tensor, encode: Callable[..., Tensor] = encode_pixels) -> Tensor:
+        """(C, F, h, w) latents of (3, T, H, W) pixels."""
+        return self._attempt(
+            placement, "encode", lambda: encode(placement.use("vae"), pixels, placement.policy.vae_strips)
+        )
+
+    def _attempt(
+        self, placement: Placement, stage: str, work: Callable[[], _Result], forget: Callable[[], None] | None = None
+    ) -> _Result:
+        """The result of some work, done again with less memory where it ran out.
+
+        Args:
+            forget: frees what an attempt has left on the device.
+        Raises: torch.OutOfMemoryError where nothing more can be given up.
+        """
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                lower = placement.policy.lower(stage)
+                if lower is None:
+                    raise
+            # Only here, with the error gone, its frames no longer hold what they had on the device.
+            if forget is not None:
+                forget()
+            placement.change(lower)
+            self._fallbacks.append(f"GPU memory ran out ({stage}); went on with less of it: {lower.description}.")
 
     def _denoise_clip(
         self, job: Job, clip: Clip, clock: _Clock, callback: Callable[..., dict[str, Any] | None] | None
@@ -286,13 +364,12 @@ class WanS2VPipeline(LoRALoading):
             audio_features = self._audio_features(job, clip)
         pose_latents = None
         if job.pose is not None:
-            with clock("encode"), self._on_device(plan, self.vae):
+            with clock("encode"):
                 pose_latents = self._pose_latents(job, clip)
         sampling = plan.sampling
         scheduler = make_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.flow_shift, job.device)
         latents = self._noise(job, clip)
-        transformers = {"transformer": self.transformer, "transformer_2": self.transformer_2}
-        experts = Experts(transformers, self.config.boundary_ratio, job, clip, audio_features, pose_latents)
+        experts = Experts(self.config.boundary_ratio, job, clip, audio_features, pose_latents)
         count = len(scheduler.timesteps)
         step_cache = StepCache(sampling.step_cache, count)
 
@@ -302,20 +379,34 @@ class WanS2VPipeline(LoRALoading):
                 return None
             return (callback(self, step, timestep, {"latents": latents}) or {}).get("latents")
 
-        with clock("denoise"), torch.no_grad(), experts, self.progress_bar(total=count) as bar:
+        def attempt(work: Callable[[], Any]) -> Any:
+            return self._attempt(job.placement, "denoise", work, experts.forget)
+
+        with clock("denoise"), torch.no_grad(), self.progress_bar(total=count) as bar:
             bar.set_description(f"clip {clip.index + 1}/{plan.clips.num_clips}")
-            latents = denoise(latents, scheduler, experts.choose, sampling.guidance, step_cache, on_step)
+            latents = denoise(latents, scheduler, experts.choose, sampling.guidance, step_cache, on_step, attempt)
         return latents, step_cache.num_computed
 
     def _decode_clip(self, job: Job, clip: Clip, latents: Tensor, clock: _Clock) -> Tensor:
         """(3, kept frames, H, W) float32 pixels."""
-        sequence, past = latents[0], job.decoder_past
-        if not past:
-            prefix = job.motion_latents if clip.has_motion else job.reference_latents
-            assert prefix is not None
-            sequence = torch.cat((prefix, sequence), dim=1)
-        with clock("decode"), self._on_device(job.plan, self.vae):
-            pixels = decode_latents(self.vae, sequence, clip.num_frames, past)
+
+        def decode() -> Tensor:
+            sequence, placement = latents[0], job.placement
+            past = job.decoder_past = None if job.decoder_past is None else past_on(job.decoder_past, job.device)
+            if not past:
+                prefix = job.motion_latents if clip.has_motion else job.reference_latents
+                assert prefix is not None
+                sequence = torch.cat((prefix, sequence), dim=1)
+            return decode_latents(placement.use("vae"), sequence, clip.num_frames, past, placement.policy.vae_strips)
+
+        def forget() -> None:
+            """What an attempt has left of the past is of no use to another one."""
+            job.decoder_past = None if job.decoder_past is None else {}
+
+        with clock("decode"):
+            pixels = self._attempt(job.placement, "decode", decode, forget)
+            if job.decoder_past and job.placement.policy.offload in ("model", "block"):
+                job.decoder_past = past_on(job.decoder_past, "cpu")  # gigabytes that the next clip needs for its steps
         if not torch.isfinite(pixels).all():
             raise NumericsError(
                 f"Decoding clip {clip.index + 1} gave NaN or infinite pixels from finite latents. "
@@ -325,13 +416,14 @@ class WanS2VPipeline(LoRALoading):
 
     def _hand_over(self, job: Job, pixels: Tensor, clock: _Clock) -> None:
         """Show the next clip the last frames, as float pixels: nothing is lost on the way."""
-        with clock("encode"), self._on_device(job.plan, self.vae):
+        with clock("encode"):
             job.history = torch.cat((job.history, pixels), dim=1)[:, -self.spec.motion_frames :]
-            job.motion_latents = encode_pixels(self.vae, job.history)
+            job.motion_latents = self._encode(job.placement, job.history)
 
     def _audio_features(self, job: Job, clip: Clip) -> Tensor:
         """(1, layers, C, frames) float32."""
         features, plan = job.features, job.plan.clips
+        job.placement.use("audio_encoder")
         if plan.timing == "aligned":
             indices = aligned_feature_indices(features.num_features, clip.start, clip.num_frames, plan.model_fps)
         else:
@@ -349,7 +441,7 @@ class WanS2VPipeline(LoRALoading):
         assert job.pose is not None
         assert job.pose_framing is not None
         frames = job.pose.read(clip.start, clip.num_frames, job.pose_framing)
-        return encode_pose(self.vae, frames.transpose(0, 1).to(job.device))[None]
+        return self._encode(job.placement, frames.transpose(0, 1).to(job.device), encode_pose)[None]
 
     def _noise(self, job: Job, clip: Clip) -> Tensor:
         """(1, C, F, h, w) float32, rounded to the transformer's dtype, in which the official code draws it."""
@@ -362,20 +454,22 @@ class WanS2VPipeline(LoRALoading):
         noise = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
         return noise.to(job.device, self.transformer.dtype).float()[None]
 
-    def _prompt_embeds(self, given: Tensor | list[Tensor] | None, text: str, plan: GenerationPlan) -> Tensor:
+    def _prompt_embeds(self, given: Tensor | list[Tensor] | None, text: str, placement: Placement) -> Tensor:
         """(L, C) embeddings, given or encoded."""
+        text_dim, text_len = self.transformer.config.text_dim, self.transformer.config.text_len
         if given is not None:
-            return _single_prompt(given, self.transformer.config.text_dim).to(self._device(plan))
+            return _single_prompt(given, text_dim).to(placement.device)
         if self.text_encoder is None or self.tokenizer is None:
             raise UsageError(
                 "The text encoder is not loaded. Pass prompt_embeds (and negative_prompt_embeds, unless guidance_scale "
                 "is 1), or load the model with its text encoder."
             )
-        with self._on_device(plan, self.text_encoder):
-            return encode_prompt(text, self.tokenizer, self.text_encoder, self.transformer.config.text_len)
+        return self._attempt(
+            placement, "text", lambda: encode_prompt(text, self.tokenizer, placement.use("text_encoder"), text_len)
+        )
 
     def _settle(self, plan: GenerationPlan) -> None:
-        """Give the transformers the precision that this run computes in, and clear the GPU where parts come in turn."""
+        """Give the transformers the precision that this run computes in."""
         options, device = plan.options, self._device(plan)
         dtype, note = usable_dtype(torch.float16 if options.use_fp16 else self.transformer.dtype, device)
         problem = kernel_problem() if device.type == "cuda" else None
@@ -388,17 +482,42 @@ class WanS2VPipeline(LoRALoading):
             if model.dtype != dtype:
                 model.to(dtype)
             apply_preset(model, self.adapters.get(name), options.preset, device)
-        if options.enable_cpu_offload and device.type != "cpu":
-            self.to("cpu")
+
+    def _plan_memory(self, plan: GenerationPlan) -> MemoryPolicy:
+        """What is given up so that the run fits the memory that is free now."""
+        self._fallbacks, self._memory = [], {}
+        device = self._device(plan)
+        if device.type != "cuda":
+            return MemoryPolicy()
+        models = self._models()
+        tensors = [tensor for model in models.values() for tensor in (*model.parameters(), *model.buffers())]
+        held = sum(tensor.nbytes for tensor in tensors if tensor.device == device)
+        least: Offload = "model" if plan.options.enable_cpu_offload else "none"
+        least = max(least, self._least_offload, key=OFFLOADS.index)
+        sizes, dtype = loaded_sizes(models), self.transformer.dtype
+        policy = choose_policy(sizes, plan.work, dtype, device_budget(device, held), least)
+        estimate = peak_bytes(sizes, plan.work, dtype, policy)
+        self._memory = {"policy": policy.description, "estimate_gib": round(estimate / 2**30, 2)}
+        torch.cuda.reset_peak_memory_stats(device)
+        return policy
+
+    def _note_peak(self, placement: Placement) -> None:
+        if placement.device.type == "cuda":
+            self._memory["policy"] = placement.policy.description
+            self._memory["peak_gib"] = round(torch.cuda.max_memory_allocated(placement.device) / 2**30, 2)
+
+    def _models(self) -> dict[str, torch.nn.Module]:
+        """The components with weights, by name."""
+        found = {name: getattr(self, name) for name in _MODELS}
+        return {name: model for name, model in found.items() if model is not None}
 
     def _device(self, plan: GenerationPlan) -> torch.device:
         """Where the work is done."""
+        if self._computing_device is not None:
+            return self._computing_device
         if plan.options.enable_cpu_offload and torch.cuda.is_available():
             return torch.device("cuda", torch.cuda.current_device())
         return self.transformer.device
-
-    def _on_device(self, plan: GenerationPlan, module: torch.nn.Module) -> Any:
-        return on_device(self._device(plan), module, offload=plan.options.enable_cpu_offload)
 
 
 class _Clock:
@@ -450,19 +569,17 @@ def _check_components(
             )
 
 
-def _place(device_map: str | None, num_bytes: int) -> tuple[torch.device, str | None]:
-    """Where weights of so many bytes go, and a note where that is not the GPU although it was to be."""
+def _place(device_map: str | None, num_bytes: int) -> torch.device:
+    """Where weights of so many bytes go."""
     if device_map not in (None, "auto", "cuda", "cpu"):
         raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda or cpu.")
     if device_map == "cuda" and not torch.cuda.is_available():
         raise UsageError('device_map="cuda", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
     if device_map in (None, "cpu") or not torch.cuda.is_available():
-        return torch.device("cpu"), None
-    free, _ = torch.cuda.mem_get_info()
-    if device_map == "auto" and num_bytes > free:
-        sizes = f"{num_bytes / 2**30:.0f} GiB of weights, {free / 2**30:.0f} GiB free on the GPU"
-        return torch.device("cpu"), f"{sizes}: they wait in main memory. Call with enable_cpu_offload=True."
-    return torch.device("cuda"), None
+        return torch.device("cpu")
+    budget = device_budget(torch.device("cuda", torch.cuda.current_device()))
+    fits = device_map == "cuda" or budget is None or num_bytes <= budget
+    return torch.device("cuda" if fits else "cpu")
 
 
 def _pose_framing(pose: PoseVideo, framing: Framing) -> Framing:

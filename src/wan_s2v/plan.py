@@ -27,6 +27,7 @@ from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import NEGATIVE_PROMPT
+from wan_s2v.runtime.sizes import Work
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -215,6 +216,21 @@ class GenerationPlan:
         if self.clips.timing == "reference":
             return len(self.waveform.samples)
         return self.clips.sound_span[1] * MODEL_SAMPLE_RATE // self.clips.model_fps
+
+    @property
+    def work(self) -> Work:
+        """The plan as numbers."""
+        guidance = self.sampling.guidance
+        return Work(
+            self.framing.height,
+            self.framing.width,
+            self.spec.size_multiple,
+            tuple((clip.num_latent_frames, clip.has_motion) for clip in self.clips.clips),
+            self.sampling.num_inference_steps,
+            guidance.passes,
+            num_prompts=1 + guidance.needs_neither,
+            sound_s=float(self.clips.duration),
+        )
 
     def summary(self) -> dict[str, Any]:
         """The plan as plain numbers and strings, for people, JSON and the record beside a result."""

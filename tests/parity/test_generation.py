@@ -13,6 +13,7 @@ from conftest import MEDIA, assert_close, load_golden
 from wan_s2v import WanS2VPipeline
 from wan_s2v.audio_features import feature_indices
 from wan_s2v.latents import encode_pixels
+from wan_s2v.runtime.offload import Placement
 
 LATENTS_ATOL = 1e-4
 PIXELS_ATOL = 2e-3
@@ -91,7 +92,9 @@ def test_generation_equals_the_official_one(pipeline, name):
 def test_inputs_of_the_clips_equal_the_official_ones(pipeline, name):
     golden, metadata = load_golden(name)
     plan = pipeline.plan(**_options(golden, metadata))
-    job = pipeline._prepare_job(plan, lambda _stage: torch.no_grad())
+    job = pipeline._prepare_job(
+        plan, Placement(pipeline._models(), torch.device("cpu")), lambda _stage: torch.no_grad()
+    )
     assert job.audio_clips == int(golden["audio_clips"])
     span = job.audio_clips * plan.clips.clips[0].num_frames
     features = job.features.features(feature_indices(job.features.num_features, span, 16))

@@ -189,7 +189,7 @@ class BatchRun:
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            return _outcome(job, "failed", error=out_of_memory_message(can_offload=not self._model.offload))
+            return _outcome(job, "failed", error=out_of_memory_message())
         seconds = round(time.perf_counter() - started, 3)
         return _outcome(job, "done", seconds=seconds, seed=record["seed"], warnings=tuple(record["warnings"]))
 

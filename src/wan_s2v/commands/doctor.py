@@ -6,6 +6,7 @@ Looks, and changes nothing. Findings are plain values, so that the same answer g
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import platform
 import shutil
 from pathlib import Path
@@ -21,7 +22,8 @@ from wan_s2v import __version__
 from wan_s2v.commands.progress import size_text
 from wan_s2v.commands.request import model_sizes
 from wan_s2v.errors import CheckpointError, UsageError
-from wan_s2v.runtime.estimate import S2V_14B_SIZES, Work, free_bytes, peak_bytes
+from wan_s2v.runtime.memory import choose_policy, device_budget, free_bytes, peak_bytes
+from wan_s2v.runtime.sizes import S2V_14B_SIZES, Work
 from wan_s2v.weights.checkpoint import Checkpoint, find_checkpoint
 from wan_s2v.weights.files import iterate_tensors
 from wan_s2v.weights.names import S2V_REPOSITORY
@@ -45,6 +47,8 @@ _PACKAGES: Final = (
 )
 _ENCODERS: Final = {"libx264": "H.264", "aac": "AAC"}
 _PLACES: Final = ("tiny", f"./{S2V_REPOSITORY.rpartition('/')[2]}", S2V_REPOSITORY)
+_CARDS: Final = (12, 16, 24, 32, 48, 80)  # GiB
+_USABLE: Final = 0.94  # of a card's memory; the driver, the desktop and libraries take the rest
 _SIZES: Final = {"480p": (480, 832), "720p": (720, 1280)}
 
 
@@ -90,10 +94,7 @@ def print_findings(console: Console, findings: dict[str, Any]) -> None:
 
 def _sections(findings: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
     devices = [(d["name"], f"{_gib(d['free_gib'])} of {_gib(d['total_gib'])} free") for d in findings["devices"]]
-    fits = [
-        (f"{fit['device']}, {fit['size']}", f"{_fit_text(fit)}: about {_gib(fit['needs_gib'])}{_offloaded_text(fit)}")
-        for fit in findings["fits_s2v_14b_bf16"]
-    ]
+    fits = [(f"{fit['device']}, {fit['size']}", _fit_text(fit)) for fit in findings["fits_s2v_14b_bf16"]]
     return [
         ("packages", [(name, found or "missing") for name, found in findings["packages"].items()]),
         ("encoders", [(name, "yes" if found else "missing") for name, found in findings["encoders"].items()]),
@@ -105,13 +106,9 @@ def _sections(findings: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]
 
 
 def _fit_text(fit: dict[str, Any]) -> str:
-    return {"resident": "fits", "offload": "fits with offload", "no": "does not fit"}[fit["fits"]]
-
-
-def _offloaded_text(fit: dict[str, Any]) -> str:
-    if fit["needs_offloaded_gib"] == fit["needs_gib"]:
-        return ""
-    return f", {_gib(fit['needs_offloaded_gib'])} with --enable-cpu-offload"
+    if not fit["fits"]:
+        return f"does not fit: about {_gib(fit['needs_gib'])} at the least"
+    return f"about {_gib(fit['needs_gib'])}: {fit['policy']}"
 
 
 def _model_label(found: dict[str, Any]) -> str:
@@ -212,15 +209,23 @@ def _is_present(name: str) -> bool:
 
 
 def _fits() -> list[dict[str, Any]]:
-    """Whether the published model fits each device now, for clips of the usual length."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    free = free_bytes(device)
+    """How the published model runs on this GPU and on common ones, for clips of the usual length."""
+    cards = [(f"{gib} GB card", int(gib * _GIB * _USABLE)) for gib in _CARDS]
+    if torch.cuda.is_available():
+        free = device_budget(torch.device("cuda", torch.cuda.current_device()))
+        cards.insert(0, ("this GPU, now", free or 0))
     found = []
-    for size, (height, width) in _SIZES.items():
+    for (card, budget), (size, (height, width)) in itertools.product(cards, _SIZES.items()):
         work = Work(height, width, 16, ((20, True),), num_inference_steps=40, passes=2)
-        needs = peak_bytes(S2V_14B_SIZES, work, torch.bfloat16, offload=False)
-        offloaded = peak_bytes(S2V_14B_SIZES, work, torch.bfloat16, offload=device.type == "cuda")
-        fits = "no" if free is None or offloaded > free else "offload" if needs > free else "resident"
-        gib = {"needs_gib": round(needs / _GIB, 1), "needs_offloaded_gib": round(offloaded / _GIB, 1)}
-        found.append({"device": str(device), "size": size, "fits": fits, **gib})
+        policy = choose_policy(S2V_14B_SIZES, work, torch.bfloat16, budget)
+        needs = peak_bytes(S2V_14B_SIZES, work, torch.bfloat16, policy)
+        found.append(
+            {
+                "device": card,
+                "size": size,
+                "fits": needs <= budget,
+                "needs_gib": round(needs / _GIB, 1),
+                "policy": policy.description,
+            }
+        )
     return found

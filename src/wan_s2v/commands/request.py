@@ -19,17 +19,10 @@ from wan_s2v.errors import UsageError
 from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
-from wan_s2v.runtime.estimate import (
-    Estimate,
-    ModelSizes,
-    PackedSize,
-    Rates,
-    Work,
-    estimate,
-    free_bytes,
-    measure_rates,
-)
+from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
+from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.runtime.sizes import ModelSizes, PackedSize
 from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
 from wan_s2v.weights.lora import LoRAFile, check_lora
@@ -58,7 +51,7 @@ class OpenedModel:
     Args:
         device: that computes.
         dtype: that the transformer computes in there.
-        offload: whether parts are brought there only to work.
+        offload: whether it was asked that parts are brought there only to work.
         rates: measured on the device.
         notes: what is other than asked for.
     """
@@ -74,9 +67,8 @@ class OpenedModel:
 
     @property
     def place(self) -> dict[str, str]:
-        """Device, dtype and offload by name."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return {"device": str(self.device), "dtype": dtype, "offload": "model" if self.offload else "none"}
+        """Device and dtype by name."""
+        return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
 
 
 @dataclass(frozen=True)
@@ -98,6 +90,7 @@ class Preview:
     request: Request
     plan: GenerationPlan
     model: OpenedModel
+    policy: MemoryPolicy
     estimate: Estimate
     free_bytes: int | None
     warnings: tuple[str, ...]
@@ -112,6 +105,7 @@ class Preview:
             "model": self.model.choice.model,
             "loras": [{"file": str(lora.path), "weight": lora.weight} for lora in self.request.loras],
             **self.model.place,
+            "offload": self.policy.offload,
             "estimate": {
                 "seconds": round(self.estimate.seconds, 1),
                 "memory_gib": round(self.estimate.peak_bytes / _GIB, 4),
@@ -188,10 +182,15 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     notes = [note for lora in request.loras for note in check_lora(lora, model.sizes.config)]
     active = any(lora.weight for lora in request.loras)
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
-    needed = estimate(model.sizes, _work(plan), model.dtype, model.rates, offload=model.offload)
-    free = free_bytes(model.device)
+    on_gpu = model.device.type == "cuda"
+    # what is there already is this model, loaded for a video before
+    free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else 0)
+    least: Offload = "model" if model.offload else "none"
+    # in main memory there is nothing to be gained by moving
+    policy = choose_policy(model.sizes, plan.work, model.dtype, free, least) if on_gpu else MemoryPolicy()
+    needed = estimate(model.sizes, plan.work, model.dtype, model.rates, policy)
     warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
-    return Preview(request, plan, model, needed, free, warnings)
+    return Preview(request, plan, model, policy, needed, free, warnings)
 
 
 def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
@@ -200,11 +199,13 @@ def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
     pipeline = WanS2VPipeline.from_pretrained(
         choice.model,
         torch_dtype=model.dtype,
-        device_map="cpu" if model.offload else model.device.type,
+        device_map="cpu" if model.offload or model.device.type == "cpu" else "auto",
         components=choice.components,
         boundary_ratio=choice.boundary_ratio,
         progress=reporter.loading,
     )
+    if model.device.type == "cuda":
+        pipeline.compute_on(torch.device("cuda", torch.cuda.current_device()))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -282,7 +283,8 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
             f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}",
         ),
         *_lora_rows(request.loras),
-        ("machine", "{device}, {dtype}, offload {offload}".format(**model.place)),
+        ("machine", "{device}, {dtype}".format(**model.place)),
+        *([("memory", wanted.policy.description)] if model.device.type == "cuda" else []),
         (
             "takes",
             f"about {duration_text(needed.seconds)} after loading {size_text(needed.weight_bytes)}; "
@@ -303,11 +305,10 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
 
 
-def out_of_memory_message(*, can_offload: bool) -> str:
-    """What to try, what costs least first."""
-    ways = ["--enable-cpu-offload"] if can_offload and torch.cuda.is_available() else []
-    ways += ["a smaller --area or --height and --width", "a smaller --frames-per-clip"]
-    return f"Memory ran out. Try {', '.join(ways)}, or close other programs."
+def out_of_memory_message() -> str:
+    """What to try when nothing more could be given up."""
+    ways = "a smaller --area or --height and --width, or a smaller --frames-per-clip"
+    return f"Memory ran out. Try {ways}, or close other programs."
 
 
 def _device(name: str) -> torch.device:
@@ -327,26 +328,9 @@ def _packed_size(model: ModelFiles) -> PackedSize:
     return PackedSize(sum(math.prod(item.shape) for item in packed), sum(item.num_bytes for item in packed))
 
 
-def _work(plan: GenerationPlan) -> Work:
-    """The plan as numbers."""
-    clips = plan.clips
-    return Work(
-        plan.framing.height,
-        plan.framing.width,
-        plan.spec.size_multiple,
-        tuple((clip.num_latent_frames, clip.has_motion) for clip in clips.clips),
-        plan.sampling.num_inference_steps,
-        plan.sampling.guidance.passes,
-        num_prompts=1 + plan.sampling.guidance.needs_neither,
-        sound_s=float(clips.duration),
-    )
-
-
 def _memory_warnings(needed: Estimate, free: int | None, model: OpenedModel) -> list[str]:
     if free is None or needed.peak_bytes <= free:
         return []
-    hint = "a smaller --area"
-    if model.device.type == "cuda" and not model.offload:
-        hint = f"--enable-cpu-offload or {hint}"
+    least = " at the least" if model.device.type == "cuda" else ""
     have = f"{model.device} has {size_text(free)} free"
-    return [f"The run needs about {size_text(needed.peak_bytes)}; {have}. Try {hint}."]
+    return [f"The run needs about {size_text(needed.peak_bytes)}{least}; {have}. Try a smaller --area."]

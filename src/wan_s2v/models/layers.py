@@ -80,8 +80,10 @@ class Attention(nn.Module):
         """
         q = self.norm_q(self.to_q(x), rotary)
         k, v = self.keys_values(x, rotary) if keys_values is None else keys_values
+        batch, length = q.shape[:2]
         attended = self.attend(q.reshape(k.shape[0], -1, *q.shape[2:]), k, v)
-        return self.to_out[0](attended.reshape(*q.shape[:2], -1))
+        del q, k, v  # a third of the memory at its highest
+        return self.to_out[0](attended.reshape(batch, length, -1))
 
 
 class GELULinear(nn.Module):

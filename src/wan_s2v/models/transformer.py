@@ -9,7 +9,7 @@ Source: Wan-Video/Wan2.2 `wan/modules/s2v/model_s2v.py`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -134,6 +134,8 @@ class WanS2VBlock(nn.Module):
 class WanS2VTransformer(ModelMixin, ConfigMixin):
     """Predicts the flow velocity of video latents from noise, a reference, speech, a prompt and a pose.
 
+    `blocks_in_turn` gives the blocks one by one where they are not all at hand: it may be set from outside.
+
     Args:
         patch_size: (time, rows, columns) of a latent patch.
         in_channels, out_channels, pose_channels: channels of noisy, predicted and pose latents.
@@ -186,6 +188,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList(WanS2VBlock(dim, num_attention_heads, ffn_dim, eps) for _ in range(num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, out_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2])
+        self.blocks_in_turn: Callable[[Iterable[nn.Module]], Iterator[nn.Module]] | None = None
 
     def prepare_scene(
         self,
@@ -261,13 +264,14 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         Returns: (B, C_out, F, h, w) float32.
         """
         scene = conditioning.scene
-        noise = self._patches(self.patch_embedding, latents) + scene.pose_tokens
+        noise = self._patches(self.patch_embedding, latents).add_(scene.pose_tokens)
         x = torch.cat((noise, scene.context_tokens.expand(latents.shape[0], -1, -1)), dim=1)
+        del noise
         embedding, noise_rows = self.condition_embedder.time(timestep)
         context_rows = scene.context_modulation.expand_as(noise_rows)
         time_rows = torch.stack((noise_rows, context_rows), dim=2)
         num_noise, pending = scene.layout.num_noise, Update(x[:, :0])
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(self._blocks()):
             text = conditioning.text.keys_values[index]
             x, pending = block(x, pending, time_rows, num_noise, scene.rotary, text)
             if index in self.audio_inject_layers:
@@ -301,5 +305,8 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         """(B, C, F, h, w) → (B, tokens, dim) float32."""
         return conv(latents.to(conv.weight.dtype)).flatten(2).transpose(1, 2).float()
 
-    def _blocks(self) -> list[WanS2VBlock]:
-        return [block for block in self.blocks if isinstance(block, WanS2VBlock)]
+    def _blocks(self) -> Iterator[WanS2VBlock]:
+        """Each block is only sure to be at hand until the next one is asked for."""
+        for block in self.blocks if self.blocks_in_turn is None else self.blocks_in_turn(self.blocks):
+            assert isinstance(block, WanS2VBlock)
+            yield block

@@ -67,6 +67,7 @@ def add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) ->
 
     Args:
         x: (B, L, C) float32; it may be overwritten.
+        update: may be overwritten, too.
         dtype: of the normed tokens; float8 gives them scales.
     Returns: the stream (B, L, C) float32, and (B, norm.num_tokens, C) in `dtype`.
     """

@@ -21,10 +21,14 @@ from wan_s2v.ops.norm import Affine, Rows, Update
 def launch_add_and_norm(
     x: Tensor, update: Update, norm: Affine, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | Quantized]:
-    """`add_and_norm`; x (B, L, C) is overwritten."""
+    """`add_and_norm`; x (B, L, C) is overwritten, and so is the update where the normed tokens fit in its place."""
     batch, length, channels = x.shape
     values, gate = update
-    out = torch.empty(batch, norm.num_tokens, channels, dtype=dtype, device=x.device)
+    shape = (batch, norm.num_tokens, channels)
+    if values.shape == shape and values.dtype == dtype and values.is_contiguous():
+        out = values  # a program reads its row before it writes it
+    else:
+        out = torch.empty(shape, dtype=dtype, device=x.device)
     scale = torch.empty(batch, norm.num_tokens, 1, device=x.device) if dtype == FLOAT8 else None
     num_updated = values.shape[1]
     assert x.is_contiguous()

@@ -23,15 +23,15 @@ def apply_preset(transformer: WanS2VTransformer, adapters: Adapters | None, pres
             'The transformer computes in float8 since preset="fast" was used. Load the model again for preset="exact".'
         )
     if preset == "fast" and can_compute_float8(device) and not is_quantized(transformer):
-        _round_to_float8(transformer.to(device), adapters)
+        _round_to_float8(transformer, adapters, device)
 
 
-def _round_to_float8(transformer: WanS2VTransformer, adapters: Adapters | None) -> None:
+def _round_to_float8(transformer: WanS2VTransformer, adapters: Adapters | None, device: torch.device) -> None:
     """LoRAs stay above the rounded layers: their small changes would be lost below."""
     weights = dict(adapters.weights) if adapters else {}
     if adapters:
         adapters.set_weights({})
-    quantize_float8(transformer)
+    quantize_float8(transformer, device)
     attend_in_float8(transformer)
     if adapters:
         adapters.set_weights(weights)

@@ -58,14 +58,19 @@ def can_compute_float8(device: torch.device) -> bool:
 
 
 @torch.no_grad()
-def quantize_float8(transformer: WanS2VTransformer) -> None:
+def quantize_float8(transformer: WanS2VTransformer, device: torch.device | None = None) -> None:
     """Have the linear layers that work in every step compute in float8; each is replaced before the next is made.
+
+    Args:
+        device: where weights are rounded, one after the other; where they are if None.
 
     Weights that a checkpoint brought in float8 are taken as they are; all others are rounded here. Needs a GPU of
     compute capability 8.9 (Ada, Hopper and later); elsewhere such weights stay in `ScaledLinear`.
     """
     for parent, name, layer in list(_layers(transformer)):
-        setattr(parent, name, Float8Linear(layer))
+        home = layer.weight.device
+        rounded = Float8Linear(layer.to(device or home))
+        setattr(parent, name, rounded.to(home))
 
 
 def attend_in_float8(transformer: WanS2VTransformer) -> None:

@@ -1,0 +1,201 @@
+"""How much memory a run takes, and what is given up so that it fits: decided from sizes, before any weight is loaded.
+
+Policies in the order of what they cost: all parts stay on the device; the text encoder, which works once, leaves it to
+the others; every part leaves it to the next; the blocks of the transformer come one after the other while others work.
+At each of them frames may go through the VAE in strips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Final, Literal
+
+import torch
+
+from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work
+
+Offload = Literal["none", "text", "model", "block"]
+OFFLOADS: Final[tuple[Offload, ...]] = ("none", "text", "model", "block")
+_STRIPS: Final = (1, 2, 4, 8)
+SLOTS: Final = 2  # blocks on the device that are not to stay there: one works, the next one arrives
+
+# Peak of a forward beyond the weights, in bytes per token and channel, where our kernels run: the residual stream and
+# the context tokens are float32; what a block holds at once is as wide as the weights. Counted from the tensors that
+# are alive (17.4 in bf16, and 2 to 4 for context), with some to spare; not yet compared with a GPU's own count.
+_STREAM_BYTES: Final = 12
+_WORKING_COPIES: Final = 6
+_MAP_COPIES: Final = 8  # maps of full resolution that a causal convolution holds, its cache included
+_DECODE_MARGIN: Final = 20  # pixels on both sides of a strip that the costliest levels see
+_ENCODE_MARGIN: Final = 72
+_DEVICE_TO_SPARE: Final = 600 << 20  # bytes for libraries' workspaces and for what no block of memory fits exactly
+_TEXT_COPIES: Final = 12  # maps of text_len x width in the text encoder, feed-forward and attention scores included
+
+
+@dataclass(frozen=True)
+class MemoryPolicy:
+    """Where weights wait, and how frames go through the VAE.
+
+    Args:
+        offload: "none": all components stay on the device; "text": the text encoder is not there with the others;
+            "model": one component is there at a time; "block": and of a transformer or text encoder only some blocks,
+            the others arriving while those work.
+        resident_blocks: of a transformer, with "block"; they stay there during a clip.
+        vae_strips: of a frame that go through the VAE one after the other.
+    """
+
+    offload: Offload = "none"
+    resident_blocks: int = 0
+    vae_strips: int = 1
+
+    def stay_together(self, one: str, other: str) -> bool:
+        """Whether two components may be on the device at once."""
+        if self.offload == "none" or one == other:
+            return True
+        return self.offload == "text" and "text_encoder" not in (one, other)
+
+    def lower(self, stage: str) -> MemoryPolicy | None:
+        """What to try when memory ran out in a stage; None if nothing is left.
+
+        Args:
+            stage: "text", "encode", "denoise" or "decode".
+        """
+        if stage in ("encode", "decode") and self.offload != "none" and self.vae_strips < _STRIPS[-1]:
+            return replace(self, vae_strips=2 * self.vae_strips)
+        if self.resident_blocks:
+            return replace(self, resident_blocks=self.resident_blocks // 2)
+        following = OFFLOADS.index(self.offload) + 1
+        return None if following == len(OFFLOADS) else replace(self, offload=OFFLOADS[following])
+
+    @property
+    def description(self) -> str:
+        """In a few words, for people."""
+        words = {
+            "none": "everything stays there",
+            "text": "the text encoder leaves after use",
+            "model": "one part there at a time",
+            "block": f"blocks arrive as they work, {self.resident_blocks} stay",
+        }[self.offload]
+        return words if self.vae_strips == 1 else f"{words}; frames through the VAE in {self.vae_strips} strips"
+
+
+def weight_bytes(sizes: ModelSizes, dtype: torch.dtype) -> dict[str, int]:
+    """Bytes of each component as it is loaded: the speech encoder in float32, the text encoder never in float16, and
+    what stays packed as it is stored.
+    """
+    text = 4 if dtype == torch.float32 else 2
+    widths = {"transformer": dtype.itemsize, "transformer_2": dtype.itemsize, "text_encoder": text}
+    widths["vae"] = sizes.vae_dtype.itemsize
+    packed = {name: sizes.packed.get(name, PackedSize(0, 0)) for name in sizes.parameters}
+    return {
+        name: (count - packed[name].parameters) * widths.get(name, 4) + packed[name].num_bytes
+        for name, count in sizes.parameters.items()
+    }
+
+
+def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: MemoryPolicy) -> dict[str, int]:
+    """Most bytes in use at once on the device in each stage: text, denoise, encode and decode.
+
+    Speech is left out: its encoder is the smallest component and hears a minute at a time.
+    """
+    weights = weight_bytes(sizes, dtype)
+
+    def present(component: str) -> int:
+        return sum(
+            _resident_bytes(sizes, policy, name, count)
+            for name, count in weights.items()
+            if policy.stay_together(component, name)
+        )
+
+    tokens = max(work.layout(sizes.config, clip).num_tokens for clip in work.clips)
+    text_len = sizes.config["text_len"]
+    forward = tokens * sizes.width * (_STREAM_BYTES + _WORKING_COPIES * dtype.itemsize)
+    forward += work.passes * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
+    transformers = [name for name in ("transformer", "transformer_2") if name in weights]
+    found = {
+        "denoise": max(present(name) for name in transformers) + forward,
+        "encode": present("vae") + _maps(sizes, work, policy, _ENCODE_MARGIN),
+        "decode": present("vae") + _maps(sizes, work, policy, _DECODE_MARGIN) + _frames(work),
+    }
+    if "text_encoder" in weights:
+        found["text"] = present("text_encoder") + _TEXT_COPIES * text_len * sizes.config["text_dim"] * dtype.itemsize
+    return found
+
+
+def peak_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: MemoryPolicy) -> int:
+    """Most bytes in use at once on the device."""
+    return max(stage_bytes(sizes, work, dtype, policy).values())
+
+
+def choose_policy(
+    sizes: ModelSizes, work: Work, dtype: torch.dtype, budget: int | None, least: Offload = "none"
+) -> MemoryPolicy:
+    """The cheapest policy that fits, or the one that takes least where none does.
+
+    Args:
+        budget: bytes of the device that the run may use; None for as many as it likes.
+        least: what is given up in any case.
+    """
+    policy = MemoryPolicy(least)
+    for policy in _policies(sizes, least):
+        if budget is None or peak_bytes(sizes, work, dtype, policy) <= budget:
+            return policy
+    return policy
+
+
+def _policies(sizes: ModelSizes, least: Offload) -> Iterator[MemoryPolicy]:
+    """From the one that costs least time to the one that takes least memory."""
+    for offload in OFFLOADS[OFFLOADS.index(least) :]:
+        resident = range(sizes.num_layers - SLOTS - 1, -1, -1) if offload == "block" else (0,)
+        for blocks, strips in product(resident, _STRIPS):
+            yield MemoryPolicy(offload, max(blocks, 0), strips)
+
+
+def _resident_bytes(sizes: ModelSizes, policy: MemoryPolicy, name: str, count: int) -> int:
+    """Bytes of a component's weights that are on the device while it works."""
+    if policy.offload != "block":
+        return count
+    if name.startswith("transformer"):
+        there = min(1.0, (policy.resident_blocks + SLOTS) / sizes.num_layers)
+        return int(count * (1 - sizes.block_share * sizes.num_layers * (1 - there)))
+    if name == "text_encoder":  # its blocks are alike, and the table is most of the rest
+        rest = sizes.text_table / sizes.parameters[name]
+        return int(count * (rest + (1 - rest) * min(1.0, SLOTS / sizes.text_layers)))
+    return count
+
+
+def _maps(sizes: ModelSizes, work: Work, policy: MemoryPolicy, margin: int) -> int:
+    """The VAE's widest maps of one latent frame (four frames), of a strip with its margins."""
+    strips = policy.vae_strips
+    share = 1.0 if strips == 1 else min(1.0, 1 / strips + 2 * margin / max(work.height, work.width))
+    pixels = work.height * work.width / sizes.vae_patch**2
+    return int(_MAP_COPIES * 4 * sizes.vae_dtype.itemsize * sizes.vae_channels * pixels * share)
+
+
+def _frames(work: Work) -> int:
+    """The finished frames of the longest clip, once in parts and once together."""
+    return max(4 * frames for frames, _ in work.clips) * 3 * 4 * work.height * work.width * 2
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Memory that can still be allocated; None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def device_budget(device: torch.device, held: int = 0) -> int | None:
+    """Bytes of a device that a run may use: what is free there, and what this program holds or keeps in reserve."""
+    free = free_bytes(device)
+    if free is None or device.type != "cuda":
+        return free
+    reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _device: 1.0)(device)
+    capped = int(share * torch.cuda.get_device_properties(device).total_memory) - torch.cuda.memory_reserved(device)
+    return min(free, capped) + reserve + held - _DEVICE_TO_SPARE

@@ -1,0 +1,124 @@
+"""A model and a run as numbers: what time and memory are estimated from. Nothing depends on files or a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, NamedTuple
+
+import torch
+
+from wan_s2v.models.config import S2V_14B
+from wan_s2v.models.tokens import TokenLayout, motion_grids
+
+FULL_VAE: Final = 126_892_531  # parameters of the Wan2.1 VAE
+
+
+class PackedSize(NamedTuple):
+    """Parameters that stay in memory in fewer bits than they compute in, and the bytes they take."""
+
+    parameters: int
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class ModelSizes:
+    """A model as numbers.
+
+    Args:
+        config: keywords of the transformer's class.
+        parameters: by component: transformer, transformer_2, vae, text_encoder, audio_encoder.
+        vae_channels: width of the VAE's decoder at full resolution.
+        text_table: parameters of the text encoder that are looked up, not multiplied.
+        text_layers: blocks of the text encoder.
+        vae_patch: side of the pixel squares that the VAE takes as channels.
+        vae_dtype: in which it computes.
+        packed: by component, what stays packed of its parameters.
+    """
+
+    config: Mapping[str, Any]
+    parameters: Mapping[str, int]
+    vae_channels: int
+    text_table: int
+    text_layers: int = 24
+    vae_patch: int = 1
+    vae_dtype: torch.dtype = torch.float32
+    packed: Mapping[str, PackedSize] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """C, channels of a token."""
+        return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
+
+    @property
+    def num_layers(self) -> int:
+        """Blocks of a transformer."""
+        return int(self.config["num_layers"])
+
+    @property
+    def block_share(self) -> float:
+        """Of the transformer's parameters, those of one block."""
+        width, inner = self.width, int(self.config["ffn_dim"])
+        count = 8 * width * (width + 1) + 4 * width + (2 * width + 1) * inner + width + 8 * width
+        return min(count / self.parameters["transformer"], 1 / self.num_layers)
+
+
+S2V_14B_SIZES: Final = ModelSizes(
+    S2V_14B,
+    {
+        "transformer": 16_295_755_609,
+        "vae": FULL_VAE,
+        "text_encoder": 5_680_910_336,
+        "audio_encoder": 315_438_720,
+    },
+    vae_channels=96,
+    text_table=256_384 * 4096,
+)
+
+
+@dataclass(frozen=True)
+class Work:
+    """A run as numbers.
+
+    Args:
+        size_multiple: pixels of a token's side.
+        clips: latent frames of each clip, and whether it sees motion.
+        passes: forwards per step.
+        num_prompts: prompts to encode.
+        sound_s: seconds of sound that the speech encoder hears.
+    """
+
+    height: int
+    width: int
+    size_multiple: int
+    clips: tuple[tuple[int, bool], ...]
+    num_inference_steps: int
+    passes: int
+    num_prompts: int = 2
+    sound_s: float = 0.0
+
+    def layout(self, config: Mapping[str, Any], clip: tuple[int, bool]) -> TokenLayout:
+        """Tokens of one clip."""
+        rows, columns = self.height // self.size_multiple, self.width // self.size_multiple
+        patch = (config["patch_size"][1], config["patch_size"][2])
+        buckets = tuple(config["motion_buckets"])
+        motion = motion_grids(rows * patch[0], columns * patch[1], patch, buckets) if clip[1] else ()
+        return TokenLayout(clip[0], rows, columns, motion)
+
+
+def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
+    """Loaded components by name as numbers; their bytes are counted, in whatever form they are."""
+    tensors = {name: [*model.parameters(), *model.buffers()] for name, model in models.items()}
+    counts = {name: sum(tensor.numel() for tensor in found) for name, found in tensors.items()}
+    packed = {name: PackedSize(counts[name], sum(tensor.nbytes for tensor in found)) for name, found in tensors.items()}
+    vae, text = models["vae"], models.get("text_encoder")
+    return ModelSizes(
+        models["transformer"].config,
+        counts,
+        vae_channels=vae.config.decoder_base_dim or vae.config.base_dim,
+        text_table=0 if text is None else text.get_input_embeddings().weight.numel(),
+        text_layers=1 if text is None else text.config.num_layers,
+        vae_patch=vae.config.patch_size or 1,
+        vae_dtype=vae.dtype,
+        packed=packed,
+    )
