@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -72,23 +71,11 @@ def test_every_bundled_file_has_its_origin_stated():
     assert [path.name for path in MEDIA.iterdir() if path.suffix != ".md" and f"`{path.name}`" not in named] == []
 
 
-def test_demo_uses_the_embedded_model_where_it_is(demo, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(demo, "EMBEDDED", MEDIA / "README.md")
-    assert demo.choose_model(tmp_path) == "tiny"
-    assert demo.generate("tiny", "out.mp4") == 0
+def test_demo_asks_for_the_bundled_media_and_the_embedded_model(demo):
+    assert demo.generate("out.mp4") == 0
     [words] = demo.said
+    assert "--model" not in words, "the default is the embedded model"
     assert words[words.index("--height") + 1] == words[words.index("--width") + 1] == "256"
-    assert not list(tmp_path.iterdir())
-    assert "RANDOM" not in capfd.readouterr().err
-
-
-def test_demo_without_weights_says_that_a_random_model_stands_in(demo, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(demo, "EMBEDDED", tmp_path / "absent.json")
-    chosen = demo.choose_model(tmp_path)
-    assert json.loads((Path(chosen) / "model_index.json").read_text())["_class_name"] == "WanS2VPipeline"
-    assert "RANDOM weights" in capfd.readouterr().err
-    assert demo.generate(chosen, "out.mp4") == 0
-    [words] = demo.said
     assert all(Path(words[words.index(flag) + 1]).is_file() for flag in ("--image", "--audio"))
 
 
