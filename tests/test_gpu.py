@@ -12,6 +12,7 @@ from models import random_pipeline
 
 from wan_s2v import WanS2VPipeline
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
+from wan_s2v.runtime.memory import MemoryPolicy
 
 pytestmark = [
     pytest.mark.gpu,
@@ -80,6 +81,30 @@ def test_offload_changes_no_bit(tmp_path, dtype, two_experts):
     offloaded = WanS2VPipeline.from_pretrained(tmp_path, torch_dtype=dtype)
     assert np.array_equal(offloaded(VOICE, PORTRAIT, enable_cpu_offload=True, **OPTIONS).frames, frames)
     assert offloaded.transformer.device.type == "cpu"
+
+
+@pytest.mark.parametrize("preset", ["exact", "fast"])
+@pytest.mark.parametrize("policy", [MemoryPolicy("text"), MemoryPolicy("model"), MemoryPolicy("block", 2)])
+def test_no_memory_policy_changes_a_bit(tmp_path, policy, preset):
+    random_pipeline(num_layers=7, attention_head_dim=64).save_pretrained(tmp_path)
+    pipeline = WanS2VPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16, device_map="cuda")
+    frames = pipeline(VOICE, PORTRAIT, preset=preset, **OPTIONS).frames
+    arriving = WanS2VPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    arriving.compute_on(torch.device("cuda", 0))
+    arriving._plan_memory = lambda _plan: policy
+    for _run in range(2):
+        assert np.array_equal(arriving(VOICE, PORTRAIT, preset=preset, **OPTIONS).frames, frames)
+    assert arriving.transformer.device.type == "cpu"
+
+
+@pytest.mark.parametrize("name", ["enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload"])
+def test_names_of_diffusers_bring_parts_as_they_work(name):
+    pipeline = random_pipeline(num_layers=7)
+    getattr(pipeline, name)()
+    result = pipeline(VOICE, PORTRAIT, **OPTIONS)
+    assert result.metadata["device"].startswith("cuda")
+    assert result.metadata["memory"]["peak_gib"] > 0
+    assert pipeline.transformer.device.type == "cpu"
 
 
 def test_use_fp16_computes_in_float16():

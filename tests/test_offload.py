@@ -174,6 +174,16 @@ def test_encoding_that_runs_out_of_memory_is_done_again(monkeypatch):
     assert np.array_equal(_generate(pipeline).frames, expected.frames)
 
 
+def test_what_one_run_gave_up_is_not_told_of_another(monkeypatch):
+    pipeline = random_pipeline(num_layers=7)
+    short = _ShortOfMemory(WanS2VTransformer.forward, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(WanS2VTransformer, "forward", lambda *a, **k: short(*a, **k))
+        assert any("memory ran out" in line for line in _generate(pipeline).metadata["warnings"])
+    another = pipeline.plan(VOICE, PORTRAIT, **OPTIONS)
+    assert not any("memory ran out" in line for line in pipeline.describe(another)["warnings"])
+
+
 def test_memory_that_never_suffices_ends_the_run(monkeypatch):
     def fail(*_arguments, **_keywords):
         raise torch.OutOfMemoryError("CUDA out of memory (made up).")

@@ -108,6 +108,7 @@ class WanS2VPipeline(LoRALoading):
         self.adapters = {}
         self._computing_device: torch.device | None = None  # where weights are brought to work; where they are if None
         self._least_offload: Offload = "none"
+        self._last_plan: GenerationPlan | None = None  # of which the two following tell
         self._fallbacks: list[str] = []
         self._memory: dict[str, Any] = {}
 
@@ -234,9 +235,10 @@ class WanS2VPipeline(LoRALoading):
         return plan_generation(audio_path, image_path, settled, self.spec, has_lora=self.has_lora)
 
     def describe(self, plan: GenerationPlan) -> dict[str, Any]:
-        """What made a result: versions, devices, precision and the plan."""
+        """What made a result: versions, devices, precision and the plan; once it is made, also what memory it took."""
         loras = [record for expert, adapters in self.adapters.items() for record in adapters.records(expert)]
         notes = [note for adapters in self.adapters.values() for note in adapters.notes]
+        has_run = self._last_plan is plan
         return {
             "version": __version__,
             "torch": torch.__version__,
@@ -246,9 +248,11 @@ class WanS2VPipeline(LoRALoading):
             "attention": chosen_backends(),
             **self.source,
             **({"loras": loras} if loras else {}),
-            **({"memory": self._memory} if self._memory else {}),
+            **({"memory": self._memory} if self._memory and has_run else {}),
             **plan.summary(),
-            "warnings": list(dict.fromkeys([*plan.warnings, *self.notes, *notes, *self._fallbacks])),
+            "warnings": list(
+                dict.fromkeys([*plan.warnings, *self.notes, *notes, *(self._fallbacks if has_run else ())])
+            ),
         }
 
     def run(
@@ -485,7 +489,7 @@ class WanS2VPipeline(LoRALoading):
 
     def _plan_memory(self, plan: GenerationPlan) -> MemoryPolicy:
         """What is given up so that the run fits the memory that is free now."""
-        self._fallbacks, self._memory = [], {}
+        self._last_plan, self._fallbacks, self._memory = plan, [], {}
         device = self._device(plan)
         if device.type != "cuda":
             return MemoryPolicy()

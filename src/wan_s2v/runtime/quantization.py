@@ -6,6 +6,7 @@ and values of prompt and sound, which are computed once per clip.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import torch
@@ -68,7 +69,7 @@ def quantize_float8(transformer: WanS2VTransformer, device: torch.device | None 
     compute capability 8.9 (Ada, Hopper and later); elsewhere such weights stay in `ScaledLinear`.
     """
     for parent, name, layer in list(_layers(transformer)):
-        home = layer.weight.device
+        home = next(itertools.chain(layer.parameters(), layer.buffers())).device
         rounded = Float8Linear(layer.to(device or home))
         setattr(parent, name, rounded.to(home))
 
