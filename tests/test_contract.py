@@ -43,7 +43,7 @@ def test_the_readme_snippet_runs_as_written(tmp_path):
     """Against an official folder whose coarse patches make 1280x720 cheap: 120 frames, 5.00 s, with sound."""
     snippet = re.search(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL).group(1)
     assert 'from_pretrained("Wan-AI/Wan2.2-S2V-14B", torch_dtype=torch.float16, device_map="auto")' in snippet
-    model = random_pipeline(patch_size=(1, 10, 10), num_layers=1, ffn_dim=16, vae={"base_dim": 2})
+    model = random_pipeline(patch_size=(1, 10, 10), num_layers=1, ffn_dim=16, vae={"base_dim": 2, "num_res_blocks": 1})
     model.save_pretrained(tmp_path / "saved")
     convert(tmp_path / "saved", tmp_path / "Wan-AI" / "Wan2.2-S2V-14B", layout="official")
     shutil.copy(MEDIA / "talk_5s_8k.wav", tmp_path / "input_audio.wav")
