@@ -141,6 +141,16 @@ class TestWriting:
             assert 0.001 < error < 0.02
         assert read_metadata(tmp_path / "model.safetensors") == INT8
 
+    @pytest.mark.parametrize(("other", "expected"), [(1.5, torch.bfloat16), (0.1, torch.float32)])
+    def test_small_tensors_are_halved_where_no_value_changes(
+        self, tmp_path: Path, other: float, expected: torch.dtype
+    ) -> None:
+        state = {"matrix": torch.randn(64, 64), "bias": torch.randn(50).bfloat16().float(), "b": torch.tensor([other])}
+        write_int8(state, tmp_path / "model.safetensors")
+        written = load_file(tmp_path / "model.safetensors")
+        assert {written[name].dtype for name in ("bias", "b")} == {expected}
+        assert all(torch.equal(written[name].float(), state[name]) for name in ("bias", "b"))
+
     @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
     def test_what_int8_cannot_store_is_refused(self, tmp_path: Path, bad: float) -> None:
         state = {"a.weight": torch.ones(64, 64)}

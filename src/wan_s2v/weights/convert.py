@@ -59,8 +59,8 @@ def convert(
 ) -> Path:
     """Write a checkpoint as a folder, or its transformer as one quantized file.
 
-    Without quantization no value changes unless `torch_dtype` asks for it; weights that are stored in fewer bits are
-    written in full, as float32, which holds each of their values.
+    Without quantization no value changes unless `torch_dtype` asks for it; a model some of whose weights are stored in
+    fewer bits is written in full, as float32, which holds each of their values.
 
     Args:
         source: as for `find_checkpoint`, or its result (for a single file with its components elsewhere).
@@ -202,7 +202,10 @@ class _Writer:
         return self.int8 and model.name in (*_TRANSFORMERS, "text_encoder")
 
     def _dtype(self, model: ModelFiles) -> torch.dtype | None:
-        return self.transformer_dtype if model.name in _TRANSFORMERS else None
+        """Of all tensors of a model; None for that of each."""
+        if self.transformer_dtype is not None and model.name in _TRANSFORMERS:
+            return self.transformer_dtype
+        return torch.float32 if any(stored.is_packed for stored in model.tensors.values()) else None
 
 
 def _write_official(checkpoint: Checkpoint, folder: Path, writer: _Writer) -> None:

@@ -45,8 +45,8 @@ def quantize_rows(tensor: Tensor) -> tuple[Tensor, Tensor]:
 def write_int8(state: Mapping[str, Tensor], file: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> dict[str, float]:
     """Write a state dict as one safetensors file, or as numbered files with an index if one would be too large.
 
-    Matrices and convolution kernels of some size become int8; all other tensors are written as they are. What an
-    earlier call wrote under the same name is replaced.
+    Matrices and convolution kernels of some size become int8; all other tensors keep their values, in bfloat16 if that
+    holds all of them exactly. What an earlier call wrote under the same name is replaced.
 
     Args:
         state: tensors on any device, of any floating-point dtype.
@@ -78,16 +78,22 @@ def _quantize(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str,
     """The tensors to write, by name, and the relative error of those that became int8."""
     tensors: dict[str, Tensor] = {}
     errors: dict[str, float] = {}
+    small = [tensor for tensor in state.values() if not _is_worth_it(tensor)]
+    small_dtype = torch.bfloat16 if all(_fits_bfloat16(tensor) for tensor in small) else None
     for name, tensor in state.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(f"{name} holds NaN or infinity, which int8 cannot store. Train the model again.")
         if not _is_worth_it(tensor):
-            tensors[name] = tensor.detach().cpu().contiguous().clone()
+            tensors[name] = tensor.detach().to("cpu", small_dtype or tensor.dtype).contiguous().clone()
             continue
         values, scale = quantize_rows(tensor)
         errors[name] = _relative_error(tensor, values, scale)
         tensors[name], tensors[f"{name}.scale"] = values.cpu().contiguous(), scale.cpu()
     return tensors, errors
+
+
+def _fits_bfloat16(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.float32 and torch.equal(tensor.bfloat16().float(), tensor)
 
 
 def _is_worth_it(tensor: Tensor) -> bool:
