@@ -38,6 +38,7 @@ from wan_s2v.weights.files import WeightSet, find_weight_set, read_headers, read
 from wan_s2v.weights.gguf import CONFIG_KEY
 from wan_s2v.weights.names import (
     REPOSITORIES,
+    TASKS,
     Task,
     inverse,
     is_speech_encoder,
@@ -61,6 +62,7 @@ from wan_s2v.weights.places import (
     Layout,
     find_others,
     find_transformers,
+    layout_of,
     locate,
     usual_name,
 )
@@ -166,11 +168,7 @@ def find_checkpoint(
     """
     root = locate(model)
     given = _component_places(components)
-    layout: Layout = "official"
-    if root.is_file():
-        layout = "single_file"
-    elif (root / "model_index.json").is_file():
-        layout = "diffusers"
+    layout = layout_of(root)
     transformers = find_transformers(root, layout)
     headers = {name: _transformer_headers(place, len(transformers) > 1, tasks) for name, place in transformers.items()}
     task = task_of(headers["transformer"][0]) or "s2v"
@@ -190,6 +188,14 @@ def find_checkpoint(
     kind = _kind(task, models["transformer"].config)
     tokenizer, processor = others.get("tokenizer"), others.get("audio_processor")
     return Checkpoint(root, layout, task, kind, models, tokenizer, processor, ratio, defaults)
+
+
+def read_task(model: str | Path) -> Task:
+    """What a model does, from the headers of its transformer alone; arguments and errors as `find_checkpoint`."""
+    root = locate(model)
+    transformers = find_transformers(root, layout_of(root))
+    headers, _ = _transformer_headers(transformers["transformer"], len(transformers) > 1, TASKS)
+    return task_of(headers) or "s2v"
 
 
 def _kind(task: Task, config: Mapping[str, Any]) -> str:

@@ -72,6 +72,12 @@ def locate(model: str | Path) -> Path:
         ) from error
 
 
+def layout_of(root: Path) -> Layout:
+    if root.is_file():
+        return "single_file"
+    return "diffusers" if (root / "model_index.json").is_file() else "official"
+
+
 def find_transformers(root: Path, layout: Layout) -> dict[str, Path]:
     """Where the transformers are; the high-noise expert comes first, as in diffusers."""
     if layout == "single_file":
