@@ -204,7 +204,7 @@ def test_text_that_only_looks_like_a_flag_stays():
 @pytest.mark.parametrize(
     ("official", "message"),
     [
-        ("--task t2v-A14B", "another model"),
+        ("--task animate-14B", "another model"),
         ("--size 720p", "is not a size"),
         ("--enable_tts", "Text to speech"),
         ("--tts_text hello", "Text to speech"),

@@ -163,7 +163,7 @@ def test_an_s2v_checkpoint_gives_the_speech_pipeline(tmp_path):
     [
         ({"task": "i2v"}, "task='i2v', but .* is a model for t2v"),
         ({"task": "v2v"}, "Choose s2v, t2v, i2v or ti2v"),
-        ({"device_map": "tpu"}, "Choose auto, cuda or cpu"),
+        ({"device_map": "tpu"}, "Choose auto, cuda, offload or cpu"),
         ({"torch_dtype": "int3"}, "int3"),
     ],
 )

@@ -86,9 +86,9 @@ def denoise(
         predict = partial(_predict, choose, latents, timestep.reshape(1), guidance)
         sigma, transformer = float(scheduler.sigmas[step]), attempt(choose).transformer
         noise_pred = step_cache.predict(step, sigma, latents, transformer, partial(attempt, predict))
-        _check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
+        check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
-        _check_finite(latents, "the latents", step, count, timestep)
+        check_finite(latents, "the latents", step, count, timestep)
         replacement = on_step(step, timestep, latents) if on_step else None
         latents = latents if replacement is None else replacement
     return latents
@@ -98,7 +98,8 @@ def _predict(choose: Callable[[], Expert], latents: Tensor, timestep: Tensor, gu
     return choose().predict(latents, timestep, guidance)
 
 
-def _check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
+def check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
+    """Raises: NumericsError that names the suspects."""
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).float().mean().item()
         where = f"step {step + 1} of {count} (timestep {float(timestep):.0f})"

@@ -44,6 +44,15 @@ def snr_at(noise_level: float) -> float:
     return ((1 - noise_level) / noise_level) ** 2
 
 
+def settled_boundary(boundary_ratio: float | None, boundary_snr: float | None) -> float | None:
+    """The boundary given as either. Raises: UsageError for both, or a ratio that is none."""
+    if boundary_snr is None:
+        return boundary_ratio
+    if boundary_ratio is not None:
+        raise UsageError("boundary_ratio and boundary_snr are both given. Give one of them.")
+    return boundary_at_snr(boundary_snr)
+
+
 def boundary_at_snr(snr: float) -> float:
     """The boundary ratio at which latents have this signal-to-noise ratio; the inverse of `snr_at`.
 

@@ -19,7 +19,7 @@ from diffusers.utils import is_accelerate_available
 from PIL import Image
 
 from wan_s2v.errors import UsageError
-from wan_s2v.experts import boundary_at_snr
+from wan_s2v.experts import settled_boundary
 from wan_s2v.first_frame import CroppedFrame, StretchedFrame, cropped_size, stretched_size
 from wan_s2v.image import load_image
 from wan_s2v.pipeline import WanS2VPipeline
@@ -101,9 +101,15 @@ class WanPictureToVideo(WanImageToVideoPipeline):
 
     def frame_size(self, picture: Image.Image, area: int | None = None) -> tuple[int, int]:
         """(height, width) of a video that starts from a picture, by its model's rule."""
-        rule = cropped_size if self.config.expand_timesteps else stretched_size
         multiple = self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
-        return rule(picture.height, picture.width, area or self.spec.height * self.spec.width, multiple)
+        task: Task = "ti2v" if self.config.expand_timesteps else "i2v"
+        return picture_size(task, picture, area or self.spec.height * self.spec.width, multiple)
+
+
+def picture_size(task: Task, picture: Image.Image, area: int, multiple: int) -> tuple[int, int]:
+    """(height, width) of a video of about `area` pixels at most that starts from a picture, by the model's rule."""
+    rule = cropped_size if task == "ti2v" else stretched_size
+    return rule(picture.height, picture.width, area, multiple)
 
 
 def settled(spec: VideoSpec, options: dict[str, Any]) -> dict[str, Any]:
@@ -150,7 +156,7 @@ def load_pipeline(
         torch_dtype: of the transformers; as stored if None, but bfloat16 for weights stored in float32, in which the
             official program computes. The VAE runs in float32, the text encoder in bfloat16 unless this is float32.
         device_map: "auto" (the GPU if there is one: all of the model on it, or one part at a time where the weights
-            exceed its free memory), "cuda" (all of it on the GPU), "cpu" or None.
+            exceed its free memory), "cuda" (all of it on the GPU), "offload" (one part at a time), "cpu" or None.
         components: folder with the other parts, or their files, where the model is a single transformer file.
         boundary_ratio, boundary_snr: where the experts change, as a share of the noise scale or as a signal-to-noise
             ratio; by default the checkpoint's, or the official 0.875 (T2V) and 0.9 (I2V).
@@ -160,10 +166,7 @@ def load_pipeline(
     Raises: UsageError for a value that is not accepted; CheckpointError before anything large is allocated.
     """
     found = chosen_task(model, task)
-    if boundary_snr is not None:
-        if boundary_ratio is not None:
-            raise UsageError("boundary_ratio and boundary_snr are both given. Give one of them.")
-        boundary_ratio = boundary_at_snr(boundary_snr)
+    boundary_ratio = settled_boundary(boundary_ratio, boundary_snr)
     if found == "s2v":
         return WanS2VPipeline.from_pretrained(
             model,
@@ -174,7 +177,7 @@ def load_pipeline(
             progress=progress,
         )
     _check_device(device_map)
-    on_gpu = torch.cuda.is_available() and device_map in ("auto", "cuda")
+    on_gpu = torch.cuda.is_available() and device_map not in (None, "cpu")
     checkpoint = find_checkpoint(model, components=components, boundary_ratio=boundary_ratio, tasks=TASKS)
     dtype = settled_dtype(checkpoint, torch_dtype, torch.device("cuda" if on_gpu else "cpu"))
     pipeline = _build(checkpoint, task == "i2v", dtype, progress)
@@ -204,10 +207,10 @@ def settled_dtype(checkpoint: Checkpoint, wanted: torch.dtype | str | None, devi
 
 
 def _check_device(device_map: str | None) -> None:
-    if device_map not in (None, "auto", "cuda", "cpu"):
-        raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda or cpu.")
-    if device_map == "cuda" and not torch.cuda.is_available():
-        raise UsageError('device_map="cuda", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
+    if device_map not in (None, "auto", "cuda", "offload", "cpu"):
+        raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda, offload or cpu.")
+    if device_map in ("cuda", "offload") and not torch.cuda.is_available():
+        raise UsageError(f'device_map="{device_map}", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
 
 
 def _placed(pipeline: WanTextToVideo | WanPictureToVideo, device_map: str | None) -> WanTextToVideo | WanPictureToVideo:
@@ -218,12 +221,13 @@ def _placed(pipeline: WanTextToVideo | WanPictureToVideo, device_map: str | None
     models = [module for module in pipeline.components.values() if isinstance(module, torch.nn.Module)]
     num_bytes = sum(parameter.nbytes for module in models for parameter in module.parameters())
     budget = device_budget(torch.device("cuda", torch.cuda.current_device()))
-    if device_map == "cuda" or budget is None or num_bytes <= budget:
+    fits = budget is None or num_bytes <= budget
+    if device_map == "cuda" or (device_map == "auto" and fits):
         return pipeline.to("cuda")
     if not is_accelerate_available():
         raise UsageError(
-            f"The weights take {num_bytes / 2**30:.1f} GiB, the GPU has {budget / 2**30:.1f} GiB free. Bringing parts"
-            " to it as they work needs a package: pip install accelerate. Or pass device_map='cpu'."
+            f"The weights take {num_bytes / 2**30:.1f} GiB. Bringing parts of them to the GPU as they work needs a"
+            " package: pip install accelerate. Or pass device_map='cuda' or 'cpu'."
         )
     pipeline.enable_model_cpu_offload()
     return pipeline
