@@ -194,6 +194,14 @@ def generate(
         Path | None,
         _flag("The voice, for s2v: a sound file, or a video with sound.", _INPUTS, "--audio", "-a", default="none"),
     ] = None,
+    style: Annotated[
+        list[str] | None,
+        _flag(
+            "A look to add to the prompt, by name (wan-s2v styles); may be given several times.",
+            _INPUTS,
+            default="none",
+        ),
+    ] = None,
     lora: Annotated[list[str] | None, _LORA] = None,
     guidance_scale_2: Annotated[
         float | None,
@@ -220,9 +228,11 @@ def generate(
     from wan_s2v.commands.video_request import video_rows
     from wan_s2v.family import chosen_task
     from wan_s2v.plan import GenerationOptions
+    from wan_s2v.styles import with_styles
 
     console = _console(stderr=True)
     _silence_libraries()
+    options["prompt"] = with_styles(options["prompt"], style or [])
     found, settings, machine = chosen_task(choice["model"], task), GenerationOptions(**options), ModelChoice(**choice)
     if found == "s2v":
         _require_none(found, guidance_scale_2=guidance_scale_2)
@@ -371,6 +381,30 @@ def evaluate(
         print_findings(_console(), findings)
     if errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def styles(
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+) -> None:
+    """List the looks that --style adds to a prompt: light, shot size, lens, colour and camera movement."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from wan_s2v.styles import STYLES
+
+    if as_json:
+        _print_json({"styles": [asdict(style) for style in STYLES]})
+        return
+    table = Table.grid(padding=(0, 2))
+    for column in ("bold", "none", "none", "none"):
+        table.add_column(style=column, no_wrap=column == "bold", overflow="fold")
+    kind = ""
+    for style in STYLES:
+        table.add_row("" if style.kind == kind else style.kind, style.name, style.english, style.chinese)
+        kind = style.kind
+    _console().print(table)
 
 
 @app.command()

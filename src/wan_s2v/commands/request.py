@@ -270,6 +270,7 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     return [
         ("model", f"{name}, the embedded model: {_EMBEDDED_NOTE}" if name == _EMBEDDED else name),
         ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
+        *([("prompt", request.options.prompt)] if request.options.prompt else []),
         (
             "video",
             f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
