@@ -202,6 +202,15 @@ def generate(
             default="none",
         ),
     ] = None,
+    extend_prompt: Annotated[
+        str | None,
+        _flag(
+            "Have a language model write the prompt out: a Qwen's folder, or the URL of an OpenAI-compatible endpoint "
+            "(WAN_S2V_PROMPT_MODEL and WAN_S2V_PROMPT_KEY in the environment).",
+            _INPUTS,
+            default="off",
+        ),
+    ] = None,
     lora: Annotated[list[str] | None, _LORA] = None,
     guidance_scale_2: Annotated[
         float | None,
@@ -228,30 +237,41 @@ def generate(
     from wan_s2v.commands.video_request import video_rows
     from wan_s2v.family import chosen_task
     from wan_s2v.plan import GenerationOptions
+    from wan_s2v.prompt_extension import extended_prompt, open_writer
     from wan_s2v.styles import with_styles
 
     console = _console(stderr=True)
     _silence_libraries()
-    options["prompt"] = with_styles(options["prompt"], style or [])
-    found, settings, machine = chosen_task(choice["model"], task), GenerationOptions(**options), ModelChoice(**choice)
-    if found == "s2v":
-        _require_none(found, guidance_scale_2=guidance_scale_2)
-        planned, make = _speech_job(settings, machine, image, audio, output, lora or [], overwrite)
-    else:
+    found, machine, prompt = chosen_task(choice["model"], task), ModelChoice(**choice), options["prompt"]
+    writer = None if extend_prompt is None else open_writer(extend_prompt)
+
+    def plan(text: str) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+        settings = GenerationOptions(**options | {"prompt": with_styles(text, style or [])})
+        if found == "s2v":
+            _require_none(found, guidance_scale_2=guidance_scale_2)
+            return _speech_job(settings, machine, image, audio, output, lora or [], overwrite)
         _require_none(found, audio=audio, lora=lora)
-        planned, make = _video_job(found, settings, machine, image, guidance_scale_2, output, overwrite)
+        return _video_job(found, settings, machine, image, guidance_scale_2, output, overwrite)
+
+    planned, make = plan(prompt)
+    written: dict[str, Any] = {}
+    if writer is not None:  # after everything cheap is checked; the plan shows the text that is used
+        written = {"prompt_extension": {"prompt": prompt, "by": extend_prompt}}
+        planned, make = plan(extended_prompt(prompt, writer, from_picture=image is not None))
     if not quiet:
         rows = plan_rows(planned) if found == "s2v" else video_rows(planned)
-        _print_plan(console, [*rows, *(("warning", warning) for warning in planned.warnings)])
+        source = [("written by", f"{extend_prompt}, from: {prompt}")] if written else []
+        _print_plan(console, [*rows, *source, *(("warning", warning) for warning in planned.warnings)])
     if dry_run:
         if as_json:
-            _print_json({"status": "planned", "plan": planned.summary()})
+            _print_json({"status": "planned", "plan": planned.summary() | written})
         return
     with make_reporter(console, quiet=quiet) as reporter:
         record = make(reporter)
     path = planned.request.output
     if as_json:
-        _print_json({"status": "done", "path": str(path), "plan": planned.summary(), "metadata": record})
+        plan_made = planned.summary() | written
+        _print_json({"status": "done", "path": str(path), "plan": plan_made, "metadata": record | written})
     else:
         _print_path(path)
 

@@ -35,7 +35,7 @@ _IDLE_SWITCHES: Final = {
 }
 _NOT_SUPPORTED: Final = {
     "--enable-tts": "Text to speech is not part of this program. Make the speech first and pass it as --audio.",
-    "--use-prompt-extend": "Prompts are not rewritten. Leave it out and pass the full --prompt.",
+    "--use-prompt-extend": "Here it is --extend-prompt, with the folder of a language model or a URL.",
 }
 _SIZE: Final = re.compile(r"(\d+)[*xX×](\d+)")
 _FLAG: Final = re.compile(r"--[a-z][\w-]*(=.*)?", re.DOTALL)
