@@ -22,7 +22,7 @@ from wan_s2v import __version__
 from wan_s2v.audio import MODEL_SAMPLE_RATE
 from wan_s2v.audio_features import AudioFeatures, aligned_feature_indices, feature_indices
 from wan_s2v.clips import Clip
-from wan_s2v.denoise import denoise, make_scheduler
+from wan_s2v.denoise import denoise
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framing
 from wan_s2v.interpolation import FrameInterpolator
@@ -51,6 +51,7 @@ from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.runtime.quantization import is_quantized
 from wan_s2v.runtime.sizes import loaded_sizes
 from wan_s2v.runtime.step_cache import StepCache
+from wan_s2v.schedulers import make_scheduler
 from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
 from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint

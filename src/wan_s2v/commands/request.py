@@ -122,7 +122,7 @@ def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
 
     Raises: UsageError and CheckpointError, as `find_checkpoint`; UsageError for a device that is not there.
     """
-    device = _device(choice.device)
+    device = chosen_device(choice.device)
     wanted = "float16" if options.use_fp16 else choice.torch_dtype
     wanted_dtype = None if wanted is None else as_dtype(wanted)
     checkpoint = find_checkpoint(choice.model, components=choice.components, boundary_ratio=choice.boundary_ratio)
@@ -270,6 +270,7 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     return [
         ("model", f"{name}, the embedded model: {_EMBEDDED_NOTE}" if name == _EMBEDDED else name),
         ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
+        *([("prompt", request.options.prompt)] if request.options.prompt else []),
         (
             "video",
             f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
@@ -311,7 +312,8 @@ def out_of_memory_message() -> str:
     return f"Memory ran out. Try {ways}, or close other programs."
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device that computes. Raises: UsageError for one that is not there."""
     if name not in ("auto", "cuda", "cpu"):
         raise UsageError(f"device={name!r} is not accepted. Choose auto, cuda or cpu.")
     if name == "cuda" and not torch.cuda.is_available():

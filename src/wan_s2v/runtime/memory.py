@@ -109,7 +109,7 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
         )
 
     tokens = max(work.layout(sizes.config, clip).num_tokens for clip in work.clips)
-    text_len = sizes.config["text_len"]
+    text_len = sizes.text_len
     forward = tokens * sizes.width * (_STREAM_BYTES + _WORKING_COPIES * dtype.itemsize)
     forward += work.passes * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
     transformers = [name for name in ("transformer", "transformer_2") if name in weights]

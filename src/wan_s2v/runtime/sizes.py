@@ -11,6 +11,7 @@ import torch
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.tokens import TokenLayout, motion_grids
 
+TEXT_LEN: Final = 512  # of the models whose config does not state it
 FULL_VAE: Final = 126_892_531  # parameters of the Wan2.1 VAE
 
 
@@ -51,6 +52,11 @@ class ModelSizes:
         return int(self.config["num_attention_heads"] * self.config["attention_head_dim"])
 
     @property
+    def text_len(self) -> int:
+        """Tokens of a prompt, its padding included."""
+        return int(self.config.get("text_len", TEXT_LEN))
+
+    @property
     def num_layers(self) -> int:
         """Blocks of a transformer."""
         return int(self.config["num_layers"])
@@ -86,6 +92,7 @@ class Work:
         passes: forwards per step.
         num_prompts: prompts to encode.
         sound_s: seconds of sound that the speech encoder hears.
+        num_encoded: latent frames of pictures that the VAE encodes at the start.
     """
 
     height: int
@@ -96,12 +103,13 @@ class Work:
     passes: int
     num_prompts: int = 2
     sound_s: float = 0.0
+    num_encoded: int = 1
 
     def layout(self, config: Mapping[str, Any], clip: tuple[int, bool]) -> TokenLayout:
         """Tokens of one clip."""
         rows, columns = self.height // self.size_multiple, self.width // self.size_multiple
         patch = (config["patch_size"][1], config["patch_size"][2])
-        buckets = tuple(config["motion_buckets"])
+        buckets = tuple(config.get("motion_buckets", ()))
         motion = motion_grids(rows * patch[0], columns * patch[1], patch, buckets) if clip[1] else ()
         return TokenLayout(clip[0], rows, columns, motion)
 
