@@ -142,7 +142,7 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
     )
     if request.guidance_scale_2 is not None and checkpoint.boundary_ratio is None:
         raise UsageError("guidance_scale_2 is for a second expert, and this model has one transformer. Leave it out.")
-    dtype = settled_dtype(checkpoint, "float16" if options.use_fp16 else choice.torch_dtype, device)
+    dtype, note = settled_dtype(checkpoint, "float16" if options.use_fp16 else choice.torch_dtype, device)
     picture = None if request.image is None else load_image(request.image)
     height, width = _frame_size(options, spec, checkpoint, picture)
     keywords = settled(spec, _given(request))
@@ -168,7 +168,7 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
         dtype,
         needed,
         device_budget(device),
-        picture.warnings if picture else (),
+        (*(picture.warnings if picture else ()), *((note,) if note else ())),
     )
 
 
