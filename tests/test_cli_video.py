@@ -87,6 +87,20 @@ def test_boundary_guidance_and_schedule_can_be_chosen(wan_s2v, folders, tmp_path
     assert (plan["flow_shift"], plan["scheduler"]) == (3, "euler")
 
 
+def test_a_precision_that_the_device_cannot_is_shown(wan_s2v, folders, tmp_path):
+    words = ("--use-fp16", "--device", "cpu", "--dry-run", "--json")
+    done = wan_s2v("generate", "-m", folders["t2v"], "--prompt", "x", "-o", tmp_path / "x.mp4", *words)
+    assert done.json["plan"]["dtype"] == "float32"
+    assert "float16 is unusably slow on a CPU" in done.json["plan"]["warnings"][0]
+
+
+def test_too_little_memory_is_said_before(wan_s2v, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_request, "device_budget", lambda device: 1 << 20)
+    words = ("--prompt", "x", "-o", tmp_path / "x.mp4", "--dry-run", "--device", "cpu")
+    done = wan_s2v("generate", "-m", folders["t2v"], *words)
+    assert re.search(r"warning +The run needs about .*; cpu has 1 MiB free", done.err)
+
+
 def test_json_records_what_made_the_video(wan_s2v, folders, tmp_path):
     output = tmp_path / "out.mp4"
     done = wan_s2v(

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
 
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
@@ -28,6 +30,22 @@ def test_forward_of_the_14b_costs_what_was_counted(work, attention, matmul, tota
     assert flops.attention == pytest.approx(attention, rel=0.03)
     assert flops.matmul == pytest.approx(matmul, rel=0.03)
     assert flops.total == pytest.approx(total, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "frames", "sides"),
+    [({"num_layers": 2}, 21, (30, 52)), ({"num_layers": 2, "num_attention_heads": 24, "ffn_dim": 14336}, 31, (22, 40))],
+)
+def test_forward_of_a_model_without_sound_costs_what_pytorch_counts(config, frames, sides):
+    """T2V-A14B at 832x480 and TI2V-5B at 1280x704 with fewer layers, on the meta device."""
+    rows, columns = sides
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model = WanTransformer3DModel(**config)
+        latents = torch.empty(1, 16, frames, 2 * rows, 2 * columns)
+        model(latents, torch.empty(1), torch.empty(1, 512, 4096))
+    work = Work(16 * rows, 16 * columns, 16, ((frames, False),), num_inference_steps=1, passes=1)
+    expected = forward_flops(model.config, work.layout(model.config, work.clips[0])).total
+    assert expected == pytest.approx(counted.get_total_flops(), rel=0.03)
 
 
 @pytest.mark.parametrize(("work", "seconds", "peak_gb"), [(SMALL, 337, 43.4), (LARGE, 1162, 56.5)])

@@ -15,7 +15,8 @@ from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DMode
 
 from wan_s2v.commands.doctor import examine
 from wan_s2v.errors import CheckpointError
-from wan_s2v.weights import find_checkpoint, load_components, load_model
+from wan_s2v.weights import find_checkpoint, load_components, load_model, places
+from wan_s2v.weights.checkpoint import read_task
 from wan_s2v.weights.names import TASKS, plain_transformer_names, rename
 
 KINDS = ["t2v", "i2v", "ti2v"]
@@ -111,6 +112,23 @@ def test_all_missing_parts_are_listed_with_the_repository_to_fetch(written: dict
         find_checkpoint(folder, tasks=TASKS)
     for part in ("Wan2.2_VAE.pth", T5, "google/umt5-xxl", f"wan-s2v download Wan-AI/Wan2.2-TI2V-5B --target {folder}"):
         assert part in str(caught.value)
+
+
+@pytest.mark.parametrize("shard", [1, 2])
+def test_a_missing_shard_is_named_with_the_right_repository(
+    written: dict[str, Path], tmp_path: Path, shard: int
+) -> None:
+    folder = Path(shutil.copytree(written["t2v"], tmp_path / "copy"))
+    name = f"diffusion_pytorch_model-0000{shard}-of-00002.safetensors"
+    (folder / "high_noise_model" / name).unlink()
+    assert read_task(folder) == "t2v"
+    with pytest.raises(CheckpointError, match=rf"missing: high_noise_model/{name}.*download Wan-AI/Wan2.2-T2V-A14B"):
+        find_checkpoint(folder, tasks=TASKS)
+
+
+def test_models_have_short_names() -> None:
+    assert places.ALIASES["t2v-a14b"] == places.ALIASES["wan2.2-t2v-a14b"] == "Wan-AI/Wan2.2-T2V-A14B"
+    assert places.ALIASES["ti2v-5b"] == "Wan-AI/Wan2.2-TI2V-5B"
 
 
 def test_a_missing_expert_is_named(written: dict[str, Path], tmp_path: Path) -> None:

@@ -151,6 +151,12 @@ def test_weights_stored_in_float32_compute_in_bfloat16_unless_asked(folders):
     assert np.isfinite(pipeline("a man", height=64, width=64, **FAST).frames).all()
 
 
+def test_a_precision_that_the_device_cannot_is_told(folders):
+    pipeline = load(folders["t2v"], torch_dtype="fp16", device_map="cpu")
+    assert pipeline.transformer.dtype == torch.float32
+    assert "float16 is unusably slow on a CPU" in pipeline.notes[0]
+
+
 def test_an_s2v_checkpoint_gives_the_speech_pipeline(tmp_path):
     folder = write_official_s2v(tmp_path)
     assert isinstance(load(folder), WanS2VPipeline)

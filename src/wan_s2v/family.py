@@ -162,7 +162,7 @@ def load_pipeline(
             ratio; by default the checkpoint's, or the official 0.875 (T2V) and 0.9 (I2V).
         progress: called with component, bytes done and bytes in all while loading.
     Returns: `WanS2VPipeline`, or subclasses of diffusers' `WanPipeline` and `WanImageToVideoPipeline`, whose `spec`
-        also tells `fps`.
+        also tells `fps`, and whose `notes` tell what is other than asked for.
     Raises: UsageError for a value that is not accepted; CheckpointError before anything large is allocated.
     """
     found = chosen_task(model, task)
@@ -179,8 +179,9 @@ def load_pipeline(
     _check_device(device_map)
     on_gpu = torch.cuda.is_available() and device_map not in (None, "cpu")
     checkpoint = find_checkpoint(model, components=components, boundary_ratio=boundary_ratio, tasks=TASKS)
-    dtype = settled_dtype(checkpoint, torch_dtype, torch.device("cuda" if on_gpu else "cpu"))
+    dtype, note = settled_dtype(checkpoint, torch_dtype, torch.device("cuda" if on_gpu else "cpu"))
     pipeline = _build(checkpoint, task == "i2v", dtype, progress)
+    pipeline.notes = (note,) if note else ()
     pipeline.source = {"model": str(model), "weights": fingerprint(checkpoint)}
     return _placed(pipeline, device_map) if on_gpu else pipeline
 
@@ -199,11 +200,16 @@ def chosen_task(model: str | Path, task: str | None) -> Task:
     return found
 
 
-def settled_dtype(checkpoint: Checkpoint, wanted: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """What the transformers compute in: as asked, or as stored, but bfloat16 for what is stored in float32."""
+def settled_dtype(
+    checkpoint: Checkpoint, wanted: torch.dtype | str | None, device: torch.device
+) -> tuple[torch.dtype, str | None]:
+    """What the transformers compute in: as asked, or as stored, but bfloat16 for what is stored in float32.
+
+    Returns: the dtype, and what is other than that because the device cannot.
+    """
     stored = checkpoint.models["transformer"].dtype
     usual = torch.bfloat16 if stored == torch.float32 else stored
-    return usable_dtype(usual if wanted is None else as_dtype(wanted), device)[0]
+    return usable_dtype(usual if wanted is None else as_dtype(wanted), device)
 
 
 def _check_device(device_map: str | None) -> None:

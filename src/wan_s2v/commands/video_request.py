@@ -142,7 +142,7 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
     )
     if request.guidance_scale_2 is not None and checkpoint.boundary_ratio is None:
         raise UsageError("guidance_scale_2 is for a second expert, and this model has one transformer. Leave it out.")
-    dtype = settled_dtype(checkpoint, "float16" if options.use_fp16 else choice.torch_dtype, device)
+    dtype, note = settled_dtype(checkpoint, "float16" if options.use_fp16 else choice.torch_dtype, device)
     picture = None if request.image is None else load_image(request.image)
     height, width = _frame_size(options, spec, checkpoint, picture)
     keywords = settled(spec, _given(request))
@@ -151,6 +151,8 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
     timesteps = make_scheduler(scheduler, keywords["num_inference_steps"], flow_shift, "cpu").timesteps.tolist()
     stages = [stage_at(t, checkpoint.boundary_ratio, keywords["guidance_scale"]) for t in timesteps]
     needed = _estimate(checkpoint, height, width, keywords, picture is not None, device, dtype)
+    free = device_budget(device)
+    notes = [*(picture.warnings if picture else ()), *([note] if note else []), *_memory_notes(needed, free, device)]
     return VideoPreview(
         request,
         "i2v" if picture else "t2v",
@@ -167,8 +169,8 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
         device,
         dtype,
         needed,
-        device_budget(device),
-        picture.warnings if picture else (),
+        free,
+        tuple(notes),
     )
 
 
@@ -253,6 +255,14 @@ def _estimate(
         num_encoded=frames if whole_clip else int(from_picture),
     )
     return estimate(sizes, work, dtype, measure_rates(device, dtype, sizes), MemoryPolicy())
+
+
+def _memory_notes(needed: Estimate, free: int | None, device: torch.device) -> list[str]:
+    if free is None or needed.peak_bytes <= free:
+        return []
+    what = f"The run needs about {size_text(needed.peak_bytes)}; {device} has {size_text(free)} free."
+    way = "Try a smaller --area." if device.type == "cpu" else "Parts of the model will come there as they work."
+    return [f"{what} {way}"]
 
 
 def make_text_video(wanted: VideoPreview, reporter: Reporter) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 
 from wan_s2v.models.tokens import TokenLayout
 from wan_s2v.runtime.memory import MemoryPolicy, peak_bytes, weight_bytes
-from wan_s2v.runtime.sizes import FULL_VAE, TEXT_LEN, ModelSizes, Work
+from wan_s2v.runtime.sizes import FULL_VAE, TEXT_LEN, ModelSizes, Work, num_tokens
 
 _DECODE_FLOPS_PER_PIXEL: Final = 24.5e12 / (1024 * 704)  # by that VAE, for one latent frame (four frames)
 _ENCODE_SHARE: Final = 0.57  # encoding 19 latent frames took 1.29 s where decoding 39 took 4.39 s (H100, 832x480)
@@ -72,7 +72,7 @@ class Estimate:
 
 def forward_flops(config: Mapping[str, Any], layout: TokenLayout) -> ForwardFlops:
     """One pass of the transformer over one clip; keys and values of text and sound are made once and left out."""
-    width, tokens = config["num_attention_heads"] * config["attention_head_dim"], layout.num_tokens
+    width, tokens = config["num_attention_heads"] * config["attention_head_dim"], num_tokens(config, layout)
     layers, injections = config["num_layers"], len(config.get("audio_inject_layers", ()))
     attention = layers * 4 * tokens * (tokens + config.get("text_len", TEXT_LEN)) * width
     attention += injections * 4 * layout.num_noise * (config.get("num_audio_tokens", 0) + 1) * width

@@ -14,7 +14,7 @@ from typing import Final, Literal
 
 import torch
 
-from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work
+from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work, num_tokens
 
 Offload = Literal["none", "text", "model", "block"]
 OFFLOADS: Final[tuple[Offload, ...]] = ("none", "text", "model", "block")
@@ -108,7 +108,7 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
             if policy.stay_together(component, name)
         )
 
-    tokens = max(work.layout(sizes.config, clip).num_tokens for clip in work.clips)
+    tokens = max(num_tokens(sizes.config, work.layout(sizes.config, clip)) for clip in work.clips)
     text_len = sizes.text_len
     forward = tokens * sizes.width * (_STREAM_BYTES + _WORKING_COPIES * dtype.itemsize)
     forward += work.passes * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize

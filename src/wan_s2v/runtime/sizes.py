@@ -114,6 +114,11 @@ class Work:
         return TokenLayout(clip[0], rows, columns, motion)
 
 
+def num_tokens(config: Mapping[str, Any], layout: TokenLayout) -> int:
+    """That one forward takes; models without sound have no reference and no motion beside the noise."""
+    return layout.num_tokens if "audio_inject_layers" in config else layout.num_noise
+
+
 def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
     """Loaded components by name as numbers; their bytes are counted, in whatever form they are."""
     tensors = {name: [*model.parameters(), *model.buffers()] for name, model in models.items()}

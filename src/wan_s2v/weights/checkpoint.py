@@ -171,7 +171,7 @@ def find_checkpoint(
     layout = layout_of(root)
     transformers = find_transformers(root, layout)
     headers = {name: _transformer_headers(place, len(transformers) > 1, tasks) for name, place in transformers.items()}
-    task = task_of(headers["transformer"][0]) or "s2v"
+    task = _task(transformers["transformer"], headers["transformer"][0])
     places = given or [root.parent if root.is_file() else root]
     channels = _latent_channels(headers["transformer"][0])
     skip = skip if task == "s2v" else skip | _AUDIO_PARTS
@@ -195,7 +195,16 @@ def read_task(model: str | Path) -> Task:
     root = locate(model)
     transformers = find_transformers(root, layout_of(root))
     headers, _ = _transformer_headers(transformers["transformer"], len(transformers) > 1, TASKS)
-    return task_of(headers) or "s2v"
+    return _task(transformers["transformer"], headers)
+
+
+def _task(place: Path, headers: Mapping[str, StoredTensor]) -> Task:
+    """By the tensors, or by what the config states where the telling ones are missing."""
+    found, config = task_of(headers), place / "config.json"
+    if found is None and config.is_file():
+        stated = read_json(config).get("model_type")
+        found = next((task for task in REPOSITORIES if task == stated), None)
+    return found or "s2v"
 
 
 def _kind(task: Task, config: Mapping[str, Any]) -> str:
