@@ -29,12 +29,15 @@ def test_the_cheapest_policy_that_fits_is_chosen(work, budget):
         assert policy == MemoryPolicy()
         return
     fits = peak_bytes(S2V_14B_SIZES, work, BF16, policy) <= budget
-    assert fits or policy == MemoryPolicy("block", 0, 8)
+    assert fits or policy == MemoryPolicy("block", 0, 8, 8)
     for offload in OFFLOADS[: OFFLOADS.index(policy.offload)]:
         assert peak_bytes(S2V_14B_SIZES, work, BF16, MemoryPolicy(offload, 0, 8)) > budget
     if policy.vae_strips > 1:
         assert peak_bytes(S2V_14B_SIZES, work, BF16, replace(policy, vae_strips=policy.vae_strips // 2)) > budget
-    if policy.offload == "block" and fits:
+    if policy.token_parts > 1:
+        less = replace(policy, vae_strips=8, token_parts=policy.token_parts // 2)
+        assert peak_bytes(S2V_14B_SIZES, work, BF16, less) > budget
+    elif policy.offload == "block" and fits:
         more = replace(policy, resident_blocks=policy.resident_blocks + 1, vae_strips=8)
         assert policy.resident_blocks >= 37 or peak_bytes(S2V_14B_SIZES, work, BF16, more) > budget
 
@@ -43,6 +46,24 @@ def test_less_memory_never_means_giving_up_less():
     levels = [OFFLOADS.index(choose_policy(S2V_14B_SIZES, LARGE, BF16, gb * GB).offload) for gb in range(120, 10, -2)]
     assert levels == sorted(levels)
     assert set(levels) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("capacity", "parts"), [(16 * GB, 1), (12 * GB, 4)])
+def test_720p_fits_small_cards(capacity, parts):
+    """What a cap leaves beside what libraries take, see `device_budget`."""
+    budget = capacity - (600 << 20)
+    policy = choose_policy(S2V_14B_SIZES, LARGE, BF16, budget)
+    assert peak_bytes(S2V_14B_SIZES, LARGE, BF16, policy) <= budget
+    assert (policy.offload, policy.token_parts) == ("block", parts)
+    assert ("tokens go through them in 4 parts" in policy.description) == (parts == 4)
+
+
+def test_a_pose_video_and_8_bit_attention_take_more():
+    plain = stage_bytes(S2V_14B_SIZES, LARGE, BF16, MemoryPolicy())["denoise"]
+    pose = stage_bytes(S2V_14B_SIZES, replace(LARGE, has_pose=True), BF16, MemoryPolicy())["denoise"]
+    assert pose - plain == 70_400 * 5120 * 4  # its tokens stay in float32 during a clip
+    float8 = replace(S2V_14B_SIZES, computes_in_float8=True)
+    assert stage_bytes(float8, LARGE, BF16, MemoryPolicy())["denoise"] > plain
 
 
 def test_what_is_asked_for_is_the_least_that_is_given_up():
@@ -65,7 +86,9 @@ def test_each_lower_policy_takes_less_in_its_stage_until_none_is_left(stage):
 def test_a_lower_policy_lets_blocks_go_before_it_gives_up():
     policy = MemoryPolicy("block", 10)
     assert policy.lower("denoise") == MemoryPolicy("block", 5)
-    assert MemoryPolicy("block").lower("denoise") is None
+    assert MemoryPolicy("block").lower("denoise") == MemoryPolicy("block", token_parts=2)
+    assert MemoryPolicy("block", token_parts=8).lower("denoise") is None
+    assert MemoryPolicy("block").lower("text") is None
     assert MemoryPolicy("block", 0, 8).lower("decode") is None
 
 

@@ -230,6 +230,7 @@ class GenerationPlan:
             guidance.passes,
             num_prompts=1 + guidance.needs_neither,
             sound_s=float(self.clips.duration),
+            has_pose=self.options.pose_video_path is not None,
         )
 
     def summary(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.runtime.quantization import can_compute_float8
 from wan_s2v.runtime.sizes import ModelSizes, PackedSize
 from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
@@ -187,8 +188,10 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else 0)
     least: Offload = "model" if model.offload else "none"
     # in main memory there is nothing to be gained by moving
-    policy = choose_policy(model.sizes, plan.work, model.dtype, free, least) if on_gpu else MemoryPolicy()
-    needed = estimate(model.sizes, plan.work, model.dtype, model.rates, policy)
+    float8 = options.preset == "fast" and can_compute_float8(model.device)
+    sizes = replace(model.sizes, computes_in_float8=float8)
+    policy = choose_policy(sizes, plan.work, model.dtype, free, least) if on_gpu else MemoryPolicy()
+    needed = estimate(sizes, plan.work, model.dtype, model.rates, policy)
     warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
     return Preview(request, plan, model, policy, needed, free, warnings)
 

@@ -1,8 +1,8 @@
 """How much memory a run takes, and what is given up so that it fits: decided from sizes, before any weight is loaded.
 
 Policies in the order of what they cost: all parts stay on the device; the text encoder, which works once, leaves it to
-the others; every part leaves it to the next; the blocks of the transformer come one after the other while others work.
-At each of them frames may go through the VAE in strips.
+the others; every part leaves it to the next; the blocks of the transformer come one after the other while others work;
+and tokens go through them part by part. At each of them frames may go through the VAE in strips.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work
 Offload = Literal["none", "text", "model", "block"]
 OFFLOADS: Final[tuple[Offload, ...]] = ("none", "text", "model", "block")
 _STRIPS: Final = (1, 2, 4, 8)
+_TOKEN_PARTS: Final = (2, 4, 8)  # a 16th part would save no more than a fortieth of a forward's memory
 SLOTS: Final = 2  # blocks on the device that are not to stay there: one works, the next one arrives
 
-# Peak of a forward beyond the weights, in bytes per token and channel, where our kernels run: the residual stream and
-# the context tokens are float32; what a block holds at once is as wide as the weights. Counted from the tensors that
-# are alive (17.4 in bf16, and 2 to 4 for context), with some to spare; not yet compared with a GPU's own count.
-_STREAM_BYTES: Final = 12
-_WORKING_COPIES: Final = 6
+# What a block holds at once where our kernels run, counted from the tensors that are alive; not yet compared with a
+# GPU's own count. The residual stream is float32; all else is as wide as the weights, in copies of the stream's shape:
+# tokens, their keys and values, which 8-bit attention has rounded beside them; and of a part of the tokens the queries
+# and what they attended to.
+_STREAM_BYTES: Final = 4
+_KEPT_COPIES: Final = 3
+_KEPT_COPIES_FLOAT8: Final = 5
+_PART_COPIES: Final = 2
 _MAP_COPIES: Final = 8  # maps of full resolution that a causal convolution holds, its cache included
 _DECODE_MARGIN: Final = 20  # pixels on both sides of a strip that the costliest levels see
 _ENCODE_MARGIN: Final = 72
@@ -43,11 +47,13 @@ class MemoryPolicy:
             the others arriving while those work.
         resident_blocks: of a transformer, with "block"; they stay there during a clip.
         vae_strips: of a frame that go through the VAE one after the other.
+        token_parts: in which tokens go through a block's attentions and its feed-forward one after the other.
     """
 
     offload: Offload = "none"
     resident_blocks: int = 0
     vae_strips: int = 1
+    token_parts: int = 1
 
     def stay_together(self, one: str, other: str) -> bool:
         """Whether two components may be on the device at once."""
@@ -65,8 +71,11 @@ class MemoryPolicy:
             return replace(self, vae_strips=2 * self.vae_strips)
         if self.resident_blocks:
             return replace(self, resident_blocks=self.resident_blocks // 2)
-        following = OFFLOADS.index(self.offload) + 1
-        return None if following == len(OFFLOADS) else replace(self, offload=OFFLOADS[following])
+        if self.offload != OFFLOADS[-1]:
+            return replace(self, offload=OFFLOADS[OFFLOADS.index(self.offload) + 1])
+        if stage == "denoise" and self.token_parts < _TOKEN_PARTS[-1]:
+            return replace(self, token_parts=2 * self.token_parts)
+        return None
 
     @property
     def description(self) -> str:
@@ -77,6 +86,8 @@ class MemoryPolicy:
             "model": "one part there at a time",
             "block": f"blocks arrive as they work, {self.resident_blocks} stay",
         }[self.offload]
+        if self.token_parts > 1:
+            words += f"; tokens go through them in {self.token_parts} parts"
         return words if self.vae_strips == 1 else f"{words}; frames through the VAE in {self.vae_strips} strips"
 
 
@@ -108,13 +119,12 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
             if policy.stay_together(component, name)
         )
 
-    tokens = max(work.layout(sizes.config, clip).num_tokens for clip in work.clips)
     text_len = sizes.config["text_len"]
-    forward = tokens * sizes.width * (_STREAM_BYTES + _WORKING_COPIES * dtype.itemsize)
-    forward += work.passes * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
     transformers = [name for name in ("transformer", "transformer_2") if name in weights]
+    texts = len(transformers) * work.num_prompts * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
+    forward = max(_forward_bytes(sizes, work, dtype, policy, clip) for clip in work.clips)
     found = {
-        "denoise": max(present(name) for name in transformers) + forward,
+        "denoise": max(present(name) for name in transformers) + texts + forward,
         "encode": present("vae") + _maps(sizes, work, policy, _ENCODE_MARGIN),
         "decode": present("vae") + _maps(sizes, work, policy, _DECODE_MARGIN) + _frames(work),
     }
@@ -150,6 +160,8 @@ def _policies(sizes: ModelSizes, least: Offload) -> Iterator[MemoryPolicy]:
         resident = range(sizes.num_layers - SLOTS - 1, -1, -1) if offload == "block" else (0,)
         for blocks, strips in product(resident, _STRIPS):
             yield MemoryPolicy(offload, max(blocks, 0), strips)
+    for parts, strips in product(_TOKEN_PARTS, _STRIPS):
+        yield MemoryPolicy(OFFLOADS[-1], 0, strips, parts)
 
 
 def _resident_bytes(sizes: ModelSizes, policy: MemoryPolicy, name: str, count: int) -> int:
@@ -163,6 +175,19 @@ def _resident_bytes(sizes: ModelSizes, policy: MemoryPolicy, name: str, count: i
         rest = sizes.text_table / sizes.parameters[name]
         return int(count * (rest + (1 - rest) * min(1.0, SLOTS / sizes.text_layers)))
     return count
+
+
+def _forward_bytes(
+    sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: MemoryPolicy, clip: tuple[int, bool]
+) -> int:
+    """Of the transformer, beyond weights and the keys and values of prompts: at its highest, in a block."""
+    layout, parts = work.layout(sizes.config, clip), policy.token_parts
+    attention = (_KEPT_COPIES_FLOAT8 if sizes.computes_in_float8 else _KEPT_COPIES) + _PART_COPIES / parts
+    # Before and after the GELU, where a LoRA keeps both from being one kernel.
+    feed_forward = 1 + 2 * sizes.config["ffn_dim"] / sizes.width / parts
+    block = layout.num_tokens * (_STREAM_BYTES + dtype.itemsize * max(attention, feed_forward))
+    prepared = 4 * (layout.num_tokens - layout.num_noise * (not work.has_pose))  # float32, as the scene keeps them
+    return int((block + prepared) * sizes.width)
 
 
 def _maps(sizes: ModelSizes, work: Work, policy: MemoryPolicy, margin: int) -> int:

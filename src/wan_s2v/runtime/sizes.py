@@ -10,6 +10,7 @@ import torch
 
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.tokens import TokenLayout, motion_grids
+from wan_s2v.runtime.quantization import is_quantized
 
 FULL_VAE: Final = 126_892_531  # parameters of the Wan2.1 VAE
 
@@ -34,6 +35,7 @@ class ModelSizes:
         vae_patch: side of the pixel squares that the VAE takes as channels.
         vae_dtype: in which it computes.
         packed: by component, what stays packed of its parameters.
+        computes_in_float8: whether the transformer's blocks do.
     """
 
     config: Mapping[str, Any]
@@ -44,6 +46,7 @@ class ModelSizes:
     vae_patch: int = 1
     vae_dtype: torch.dtype = torch.float32
     packed: Mapping[str, PackedSize] = field(default_factory=dict)
+    computes_in_float8: bool = False
 
     @property
     def width(self) -> int:
@@ -86,6 +89,7 @@ class Work:
         passes: forwards per step.
         num_prompts: prompts to encode.
         sound_s: seconds of sound that the speech encoder hears.
+        has_pose: whether a pose video leads.
     """
 
     height: int
@@ -96,6 +100,7 @@ class Work:
     passes: int
     num_prompts: int = 2
     sound_s: float = 0.0
+    has_pose: bool = False
 
     def layout(self, config: Mapping[str, Any], clip: tuple[int, bool]) -> TokenLayout:
         """Tokens of one clip."""
@@ -121,4 +126,5 @@ def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
         vae_patch=vae.config.patch_size or 1,
         vae_dtype=vae.dtype,
         packed=packed,
+        computes_in_float8=is_quantized(models["transformer"]),
     )
