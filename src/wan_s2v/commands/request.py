@@ -20,6 +20,7 @@ from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
+from wan_s2v.runtime.lora import branch_bytes
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.runtime.quantization import can_compute_float8
@@ -189,9 +190,11 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     least: Offload = "model" if model.offload else "none"
     # in main memory there is nothing to be gained by moving
     float8 = options.preset == "fast" and can_compute_float8(model.device)
-    sizes = replace(model.sizes, computes_in_float8=float8)
-    policy = choose_policy(sizes, plan.work, model.dtype, free, least) if on_gpu else MemoryPolicy()
-    needed = estimate(sizes, plan.work, model.dtype, model.rates, policy)
+    config, dtype = model.sizes.config, model.dtype
+    lora_bytes = sum(branch_bytes(lora, config, dtype) for lora in request.loras if lora.weight)
+    sizes = replace(model.sizes, computes_in_float8=float8, lora_bytes=lora_bytes)
+    policy = choose_policy(sizes, plan.work, dtype, free, least) if on_gpu else MemoryPolicy()
+    needed = estimate(sizes, plan.work, dtype, model.rates, policy)
     warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
     return Preview(request, plan, model, policy, needed, free, warnings)
 

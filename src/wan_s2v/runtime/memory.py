@@ -15,6 +15,7 @@ from typing import Final, Literal
 import torch
 
 from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work
+from wan_s2v.vae import fitting_latents
 
 Offload = Literal["none", "text", "model", "block"]
 OFFLOADS: Final[tuple[Offload, ...]] = ("none", "text", "model", "block")
@@ -30,7 +31,11 @@ _STREAM_BYTES: Final = 4
 _KEPT_COPIES: Final = 3
 _KEPT_COPIES_FLOAT8: Final = 5
 _PART_COPIES: Final = 2
-_MAP_COPIES: Final = 8  # maps of full resolution that a causal convolution holds, its cache included
+# Maps of full resolution and four frames that are alive in the VAE, counted on one with the Wan2.1 VAE's proportions:
+# for each latent that goes through it at once, and for the past of its causal convolutions.
+_LATENT_MAPS: Final = 5
+_DECODER_PAST: Final = 6.2
+_ENCODER_PAST: Final = 4.7
 _DECODE_MARGIN: Final = 20  # pixels on both sides of a strip that the costliest levels see
 _ENCODE_MARGIN: Final = 72
 _DEVICE_TO_SPARE: Final = 600 << 20  # bytes for libraries' workspaces and for what no block of memory fits exactly
@@ -100,7 +105,9 @@ def weight_bytes(sizes: ModelSizes, dtype: torch.dtype) -> dict[str, int]:
     widths["vae"] = sizes.vae_dtype.itemsize
     packed = {name: sizes.packed.get(name, PackedSize(0, 0)) for name in sizes.parameters}
     return {
-        name: (count - packed[name].parameters) * widths.get(name, 4) + packed[name].num_bytes
+        name: (count - packed[name].parameters) * widths.get(name, 4)
+        + packed[name].num_bytes
+        + (sizes.lora_bytes if name.startswith("transformer") else 0)
         for name, count in sizes.parameters.items()
     }
 
@@ -123,10 +130,11 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
     transformers = [name for name in ("transformer", "transformer_2") if name in weights]
     texts = len(transformers) * work.num_prompts * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
     forward = max(_forward_bytes(sizes, work, dtype, policy, clip) for clip in work.clips)
+    kept = _carried_past(sizes, work, policy) if policy.offload in ("none", "text") else 0  # else in main memory
     found = {
-        "denoise": max(present(name) for name in transformers) + texts + forward,
-        "encode": present("vae") + _maps(sizes, work, policy, _ENCODE_MARGIN),
-        "decode": present("vae") + _maps(sizes, work, policy, _DECODE_MARGIN) + _frames(work),
+        "denoise": max(present(name) for name in transformers) + texts + forward + kept,
+        "encode": present("vae") + _encode_bytes(sizes, work, policy) + kept,
+        "decode": present("vae") + _decode_bytes(sizes, work, policy),
     }
     if "text_encoder" in weights:
         found["text"] = present("text_encoder") + _TEXT_COPIES * text_len * sizes.config["text_dim"] * dtype.itemsize
@@ -170,7 +178,8 @@ def _resident_bytes(sizes: ModelSizes, policy: MemoryPolicy, name: str, count: i
         return count
     if name.startswith("transformer"):
         there = min(1.0, (policy.resident_blocks + SLOTS) / sizes.num_layers)
-        return int(count * (1 - sizes.block_share * sizes.num_layers * (1 - there)))
+        derived = sizes.block_share * sizes.num_layers * (count - sizes.lora_bytes) + sizes.lora_bytes
+        return int(count - sizes.block_bytes.get(name, derived) * (1 - there))
     if name == "text_encoder":  # its blocks are alike, and the table is most of the rest
         rest = sizes.text_table / sizes.parameters[name]
         return int(count * (rest + (1 - rest) * min(1.0, SLOTS / sizes.text_layers)))
@@ -190,17 +199,45 @@ def _forward_bytes(
     return int((block + prepared) * sizes.width)
 
 
-def _maps(sizes: ModelSizes, work: Work, policy: MemoryPolicy, margin: int) -> int:
-    """The VAE's widest maps of one latent frame (four frames), of a strip with its margins."""
+def _encode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """Of the VAE's encoder at its highest, in a strip."""
+    share = _strip_share(work, policy, _ENCODE_MARGIN)
+    maps = _ENCODER_PAST + _LATENT_MAPS * _latents_at_once(sizes, work, policy)
+    return int(_map_bytes(sizes, work) * share * maps)
+
+
+def _decode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """Of the VAE's decoder at its highest, in a strip; and the finished frames, once in parts and once together."""
+    share = _strip_share(work, policy, _DECODE_MARGIN)
+    strip = _map_bytes(sizes, work) * share
+    past = _carried_past(sizes, work, policy) or _DECODER_PAST * strip
+    frames = max(4 * count for count, _ in work.clips) * 3 * 4 * work.height * work.width
+    return int(past + _LATENT_MAPS * _latents_at_once(sizes, work, policy) * strip) + 2 * frames
+
+
+def _carried_past(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """The decoder's past of all strips, where it is kept from one clip to the next."""
+    margins = 2 * _DECODE_MARGIN * (policy.vae_strips - 1) / max(work.height, work.width)
+    return int(_DECODER_PAST * (1 + margins) * _map_bytes(sizes, work)) if work.carries_past else 0
+
+
+def _map_bytes(sizes: ModelSizes, work: Work) -> float:
+    """The VAE's widest map of one latent frame (four frames)."""
+    return 4 * sizes.vae_dtype.itemsize * sizes.vae_channels * work.height * work.width / sizes.vae_patch**2
+
+
+def _strip_share(work: Work, policy: MemoryPolicy, margin: int) -> float:
+    """A strip with its margins, of a frame."""
     strips = policy.vae_strips
-    share = 1.0 if strips == 1 else min(1.0, 1 / strips + 2 * margin / max(work.height, work.width))
-    pixels = work.height * work.width / sizes.vae_patch**2
-    return int(_MAP_COPIES * 4 * sizes.vae_dtype.itemsize * sizes.vae_channels * pixels * share)
+    return 1.0 if strips == 1 else min(1.0, 1 / strips + 2 * margin / max(work.height, work.width))
 
 
-def _frames(work: Work) -> int:
-    """The finished frames of the longest clip, once in parts and once together."""
-    return max(4 * frames for frames, _ in work.clips) * 3 * 4 * work.height * work.width * 2
+def _latents_at_once(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """Latents that go through the VAE's largest level together."""
+    if policy.vae_strips > 1:
+        return 1
+    rows, columns = work.height // sizes.vae_patch, work.width // sizes.vae_patch
+    return fitting_latents(rows, columns, sizes.vae_channels, sizes.vae_dtype)
 
 
 def free_bytes(device: torch.device) -> int | None:

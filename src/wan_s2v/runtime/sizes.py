@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
 import torch
+from torch import nn
 
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.tokens import TokenLayout, motion_grids
@@ -36,6 +37,8 @@ class ModelSizes:
         vae_dtype: in which it computes.
         packed: by component, what stays packed of its parameters.
         computes_in_float8: whether the transformer's blocks do.
+        block_bytes: by transformer, of all its blocks, where they are counted; elsewhere they are derived.
+        lora_bytes: of LoRAs that are to be put on each transformer, nearly all of them in its blocks.
     """
 
     config: Mapping[str, Any]
@@ -47,6 +50,8 @@ class ModelSizes:
     vae_dtype: torch.dtype = torch.float32
     packed: Mapping[str, PackedSize] = field(default_factory=dict)
     computes_in_float8: bool = False
+    block_bytes: Mapping[str, int] = field(default_factory=dict)
+    lora_bytes: int = 0
 
     @property
     def width(self) -> int:
@@ -90,6 +95,7 @@ class Work:
         num_prompts: prompts to encode.
         sound_s: seconds of sound that the speech encoder hears.
         has_pose: whether a pose video leads.
+        carries_past: whether the VAE's decoder goes on from clip to clip, its past kept meanwhile.
     """
 
     height: int
@@ -101,6 +107,7 @@ class Work:
     num_prompts: int = 2
     sound_s: float = 0.0
     has_pose: bool = False
+    carries_past: bool = False
 
     def layout(self, config: Mapping[str, Any], clip: tuple[int, bool]) -> TokenLayout:
         """Tokens of one clip."""
@@ -115,7 +122,7 @@ def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
     """Loaded components by name as numbers; their bytes are counted, in whatever form they are."""
     tensors = {name: [*model.parameters(), *model.buffers()] for name, model in models.items()}
     counts = {name: sum(tensor.numel() for tensor in found) for name, found in tensors.items()}
-    packed = {name: PackedSize(counts[name], sum(tensor.nbytes for tensor in found)) for name, found in tensors.items()}
+    packed = {name: PackedSize(counts[name], _num_bytes(model)) for name, model in models.items()}
     vae, text = models["vae"], models.get("text_encoder")
     return ModelSizes(
         models["transformer"].config,
@@ -127,4 +134,9 @@ def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
         vae_dtype=vae.dtype,
         packed=packed,
         computes_in_float8=is_quantized(models["transformer"]),
+        block_bytes={name: _num_bytes(models[name].blocks) for name in models if name.startswith("transformer")},
     )
+
+
+def _num_bytes(module: nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))
