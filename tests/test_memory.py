@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import weakref
 from dataclasses import replace
 from unittest.mock import patch
 
@@ -13,6 +14,7 @@ from diffusers import AutoencoderKLWan
 from models import random_pipeline
 from safetensors.torch import save_file
 
+import wan_s2v.vae
 from wan_s2v.latents import decode_latents, encode_pixels
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VBlock
@@ -207,3 +209,21 @@ def test_what_is_carried_to_the_next_clip_waits_where_there_is_room():
             )
             assert (more - less > 8 * GB) == kept
             assert more >= less
+
+
+@torch.no_grad()
+def test_an_encoded_strip_keeps_nothing_of_its_margins(monkeypatch):
+    vae = AutoencoderKLWan(base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1).eval()
+    run, maps = wan_s2v.vae.run, []
+
+    def watched(modules, x, cache, first):
+        alive = [reference for reference in maps if reference() is not None]
+        assert len(alive) <= 1, "only the one that was made last"
+        made = run(modules, x, cache, first)
+        if modules is vae.encoder.down_blocks:
+            maps.append(weakref.ref(made.untyped_storage()))
+        return made
+
+    monkeypatch.setattr(wan_s2v.vae, "run", watched)
+    encode_pixels(vae, torch.zeros(3, 17, 64, 512), 4)
+    assert len(maps) == 4 * 5

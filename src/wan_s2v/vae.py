@@ -110,7 +110,8 @@ def _encode_strip(encoder: Any, x: Tensor, strip: Strip, stride: int, latents_pe
         first = not cache
         h = cached_convolve(encoder.conv_in, part.contiguous(memory_format=MEMORY_FORMAT), cache)
         h = run(encoder.down_blocks, h, cache, first)
-        maps.append(h.narrow(strip.axis, strip.start - low, strip.stop - strip.start))
+        kept = h.narrow(strip.axis, strip.start - low, strip.stop - strip.start)
+        maps.append(h if kept.shape == h.shape else kept.clone())  # a view would keep the margins, too, until the end
     return torch.cat(maps, dim=2)
 
 
