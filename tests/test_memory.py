@@ -27,7 +27,7 @@ from wan_s2v.weights.lora import LoRAFile, read_lora
 GB = 10**9
 SMALL = Work(480, 832, 16, ((20, True),), num_inference_steps=40, passes=2)
 LARGE = replace(SMALL, height=704, width=1280)
-BF16 = torch.bfloat16
+BF16, CPU = torch.bfloat16, torch.device("cpu")
 
 
 @pytest.mark.parametrize("work", [SMALL, LARGE])
@@ -71,7 +71,7 @@ def test_a_pose_video_and_8_bit_attention_take_more():
     plain = stage_bytes(S2V_14B_SIZES, LARGE, BF16, MemoryPolicy())["denoise"]
     pose = stage_bytes(S2V_14B_SIZES, replace(LARGE, has_pose=True), BF16, MemoryPolicy())["denoise"]
     assert pose - plain == 70_400 * 5120 * 4  # its tokens stay in float32 during a clip
-    float8 = replace(S2V_14B_SIZES, computes_in_float8=True)
+    float8 = replace(S2V_14B_SIZES, blocks_run="float8")
     assert stage_bytes(float8, LARGE, BF16, MemoryPolicy())["denoise"] > plain
 
 
@@ -115,7 +115,7 @@ def test_loaded_models_are_counted_as_they_are():
     pipeline.text_encoder.to(BF16)
     names = ("transformer", "vae", "text_encoder", "audio_encoder")
     models = {name: getattr(pipeline, name) for name in names}
-    counted = weight_bytes(loaded_sizes(models), BF16)
+    counted = weight_bytes(loaded_sizes(models, CPU), BF16)
     for name, model in models.items():
         assert counted[name] == sum(tensor.nbytes for tensor in (*model.parameters(), *model.buffers())), name
 
@@ -123,7 +123,7 @@ def test_loaded_models_are_counted_as_they_are():
 def test_attached_loras_are_counted_where_they_are():
     pipeline = random_pipeline(num_layers=4)
     models = pipeline._models()
-    before = loaded_sizes(models)
+    before = loaded_sizes(models, CPU)
     width, rank = 24, 5
     pairs = {
         f"blocks.{index}.attn1.to_q.lora_{side}.weight": torch.ones(*shape)
@@ -131,7 +131,7 @@ def test_attached_loras_are_counted_where_they_are():
         for side, shape in (("A", (rank, width)), ("B", (width, rank)))
     }
     pipeline.load_lora_weights(pairs)
-    after = loaded_sizes(models)
+    after = loaded_sizes(models, CPU)
     taken = 4 * 2 * rank * width * 4
     assert (
         weight_bytes(after, torch.float32)["transformer"] - weight_bytes(before, torch.float32)["transformer"] == taken
@@ -143,7 +143,7 @@ def test_a_loaded_transformer_has_the_blocks_on_the_device_that_its_policy_says(
     pipeline = random_pipeline(num_layers=7)
     quantize_float8(pipeline.transformer)  # blocks are then a smaller share of the bytes than of the parameters
     model = pipeline.transformer
-    sizes = loaded_sizes(pipeline._models())
+    sizes = loaded_sizes(pipeline._models(), CPU)
     block = sum(tensor.nbytes for tensor in (*model.blocks[0].parameters(), *model.blocks[0].buffers()))
     denoise = [stage_bytes(sizes, SMALL, BF16, MemoryPolicy("block", count))["denoise"] for count in (0, 3, 5)]
     assert denoise[1] - denoise[0] == pytest.approx(3 * block, abs=7)

@@ -183,7 +183,9 @@ def test_a_forward_takes_the_memory_that_is_planned(kind):
     conditioning = _conditioning(model, 12, 24, 32)
     KINDS[kind](model)
     latents = torch.randn(1, 16, 12, 24, 32)
-    sizes = ModelSizes(model.config, {"transformer": 0, "vae": 0}, 1, 0, computes_in_float8="float8" in kind)
+    sizes = ModelSizes(
+        model.config, {"transformer": 0, "vae": 0}, 1, 0, blocks_run="float8" if "float8" in kind else "kernels"
+    )
     work = Work(24 * 8, 32 * 8, 16, ((12, True),), 1, 1, num_prompts=0)
     prepared = conditioning.scene.context_tokens.nbytes
     for parts in (1, 2, 4, 8):
@@ -194,3 +196,17 @@ def test_a_forward_takes_the_memory_that_is_planned(kind):
         assert found.peak <= 1.03 * planned, f"{parts} parts"
         if kind == "plain" and parts > 1:
             assert found.peak >= 0.95 * planned, f"{parts} parts"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+@torch.no_grad()
+def test_plain_pytorch_takes_the_memory_that_is_planned(dtype):
+    model = random_transformer(attention_head_dim=128, ffn_dim=691, num_layers=3).to(dtype)
+    conditioning = _conditioning(model, 12, 24, 32)
+    sizes = ModelSizes(model.config, {"transformer": 0, "vae": 0}, 1, 0, blocks_run="plain")
+    work = Work(24 * 8, 32 * 8, 16, ((12, True),), 1, 1, num_prompts=0)
+    planned = stage_bytes(sizes, work, dtype, MemoryPolicy())["denoise"] - conditioning.scene.context_tokens.nbytes
+    latents = torch.randn(1, 16, 12, 24, 32)
+    with Allocations() as found:
+        model(latents, torch.tensor([700]), conditioning)
+    assert 0.95 * planned <= found.peak <= 1.03 * planned

@@ -75,7 +75,7 @@ class MemoryPlanning(DiffusionPipeline):
         held = sum(tensor.nbytes for tensor in tensors if tensor.device == device)
         least: Offload = "model" if plan.options.enable_cpu_offload else "none"
         least = max(least, self._least_offload, key=OFFLOADS.index)
-        sizes, dtype = loaded_sizes(models), self.transformer.dtype
+        sizes, dtype = loaded_sizes(models, device), self.transformer.dtype
         policy = choose_policy(sizes, plan.work, dtype, device_budget(device, held), least)
         estimate = peak_bytes(sizes, plan.work, dtype, policy)
         self._memory = {"policy": policy.description, "estimate_gib": round(estimate / 2**30, 2)}

@@ -7,6 +7,7 @@ and tokens go through them part by part. At each of them frames may go through t
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -26,11 +27,11 @@ SLOTS: Final = 2  # blocks on the device that are not to stay there: one works, 
 # What a block holds at once where our kernels run, counted from the tensors that are alive; not yet compared with a
 # GPU's own count. The residual stream is float32; all else is as wide as the weights, in copies of the stream's shape:
 # tokens, their keys and values, which 8-bit attention has rounded beside them; and of a part of the tokens the queries
-# and what they attended to.
+# and what they attended to. Plain PyTorch holds most where it turns keys, in four maps of float32.
 _STREAM_BYTES: Final = 4
-_KEPT_COPIES: Final = 3
-_KEPT_COPIES_FLOAT8: Final = 5
+_KEPT_COPIES: Final = {"kernels": 3, "float8": 5, "plain": 3}
 _PART_COPIES: Final = 2
+_PLAIN_TURN_BYTES: Final = 16
 # Maps of full resolution and four frames that are alive in the VAE, counted on one with the Wan2.1 VAE's proportions:
 # for each latent that goes through it at once, and for the past of its causal convolutions.
 _LATENT_MAPS: Final = 5
@@ -191,10 +192,13 @@ def _forward_bytes(
 ) -> int:
     """Of the transformer, beyond weights and the keys and values of prompts: at its highest, in a block."""
     layout, parts = work.layout(sizes.config, clip), policy.token_parts
-    attention = (_KEPT_COPIES_FLOAT8 if sizes.computes_in_float8 else _KEPT_COPIES) + _PART_COPIES / parts
+    kept = _KEPT_COPIES[sizes.blocks_run]
     # Before and after the GELU, where a LoRA keeps both from being one kernel.
     feed_forward = 1 + 2 * sizes.config["ffn_dim"] / sizes.width / parts
-    block = layout.num_tokens * (_STREAM_BYTES + dtype.itemsize * max(attention, feed_forward))
+    most = dtype.itemsize * max(kept + _PART_COPIES / parts, feed_forward)
+    if sizes.blocks_run == "plain":
+        most = max(most, dtype.itemsize * kept + _PLAIN_TURN_BYTES)
+    block = layout.num_tokens * (_STREAM_BYTES + most)
     prepared = 4 * (layout.num_tokens - layout.num_noise * (not work.has_pose))  # float32, as the scene keeps them
     return int((block + prepared) * sizes.width)
 
@@ -252,11 +256,22 @@ def free_bytes(device: torch.device) -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Main memory that this process has now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def device_budget(device: torch.device, held: int = 0) -> int | None:
     """Bytes of a device that a run may use: what is free there, and what this program holds or keeps in reserve."""
     free = free_bytes(device)
-    if free is None or device.type != "cuda":
-        return free
+    if free is None:
+        return None
+    if device.type != "cuda":
+        return free + held
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _device: 1.0)(device)
     capped = int(share * torch.cuda.get_device_properties(device).total_memory) - torch.cuda.memory_reserved(device)

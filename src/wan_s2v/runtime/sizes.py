@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.tokens import TokenLayout, motion_grids
+from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.runtime.quantization import is_quantized
+
+BlocksRun = Literal["kernels", "float8", "plain"]
 
 FULL_VAE: Final = 126_892_531  # parameters of the Wan2.1 VAE
 
@@ -36,7 +39,7 @@ class ModelSizes:
         vae_patch: side of the pixel squares that the VAE takes as channels.
         vae_dtype: in which it computes.
         packed: by component, what stays packed of its parameters.
-        computes_in_float8: whether the transformer's blocks do.
+        blocks_run: how the transformer's blocks do: with our kernels, with them in float8, or in plain PyTorch.
         block_bytes: by transformer, of all its blocks, where they are counted; elsewhere they are derived.
         lora_bytes: of LoRAs that are to be put on each transformer, nearly all of them in its blocks.
     """
@@ -49,7 +52,7 @@ class ModelSizes:
     vae_patch: int = 1
     vae_dtype: torch.dtype = torch.float32
     packed: Mapping[str, PackedSize] = field(default_factory=dict)
-    computes_in_float8: bool = False
+    blocks_run: BlocksRun = "kernels"
     block_bytes: Mapping[str, int] = field(default_factory=dict)
     lora_bytes: int = 0
 
@@ -118,8 +121,19 @@ class Work:
         return TokenLayout(clip[0], rows, columns, motion)
 
 
-def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
-    """Loaded components by name as numbers; their bytes are counted, in whatever form they are."""
+def how_blocks_run(device: torch.device, *, is_float8: bool) -> BlocksRun:
+    """By what the blocks' memory is counted on a device."""
+    if device.type != "cuda" or kernel_problem() is not None:
+        return "plain"
+    return "float8" if is_float8 else "kernels"
+
+
+def loaded_sizes(models: Mapping[str, Any], device: torch.device) -> ModelSizes:
+    """Loaded components by name as numbers; their bytes are counted, in whatever form they are.
+
+    Args:
+        device: that computes.
+    """
     tensors = {name: [*model.parameters(), *model.buffers()] for name, model in models.items()}
     counts = {name: sum(tensor.numel() for tensor in found) for name, found in tensors.items()}
     packed = {name: PackedSize(counts[name], _num_bytes(model)) for name, model in models.items()}
@@ -133,7 +147,7 @@ def loaded_sizes(models: Mapping[str, Any]) -> ModelSizes:
         vae_patch=vae.config.patch_size or 1,
         vae_dtype=vae.dtype,
         packed=packed,
-        computes_in_float8=is_quantized(models["transformer"]),
+        blocks_run=how_blocks_run(device, is_float8=is_quantized(models["transformer"])),
         block_bytes={name: _num_bytes(models[name].blocks) for name in models if name.startswith("transformer")},
     )
 
