@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import command_line
 import pytest
 import torch
+from command_line import IMAGE, VOICE
 from diffusers import WanTransformer3DModel
 from torch.utils.flop_counter import FlopCounterMode
 
+from wan_s2v.commands.request import ModelChoice, Request, open_model, preview
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.plan import GenerationOptions
 from wan_s2v.runtime.estimate import Rates, estimate, forward_flops, measure_rates
-from wan_s2v.runtime.memory import MemoryPolicy, free_bytes, peak_bytes, weight_bytes
+from wan_s2v.runtime.memory import MemoryPolicy, free_bytes, peak_bytes, resident_bytes, weight_bytes
 from wan_s2v.runtime.sizes import S2V_14B_SIZES, Work
 
+model = command_line.model
 LATER_CLIP = (20, True)
 H100 = Rates(787e12, 250e12)
 SMALL = Work(480, 832, 16, (LATER_CLIP,), num_inference_steps=40, passes=2)
@@ -90,3 +95,20 @@ def test_the_device_is_measured():
     assert 1e8 < rates.convolution < 1e15
     free = free_bytes(torch.device("cpu"))
     assert free is None or free > 0
+
+
+def test_what_a_process_has_is_measured():
+    before = resident_bytes()
+    if before == 0:
+        pytest.skip("this system does not tell")
+    kept = torch.ones(100 << 20, dtype=torch.uint8)
+    assert resident_bytes() - before == pytest.approx(kept.nbytes, rel=0.1)
+
+
+def test_plan_for_a_cpu_counts_the_program_itself(model, tmp_path):
+    request = Request(IMAGE, VOICE, tmp_path / "out.mp4", GenerationOptions(height=64, width=64, num_frames=4))
+    opened = open_model(ModelChoice(str(model), device="cpu"), request.options)
+    planned, alone = (preview(request, found) for found in (opened, replace(opened, program_bytes=0)))
+    assert resident_bytes() == 0 or opened.program_bytes > 100 << 20, "PyTorch alone takes more"
+    assert planned.estimate.peak_bytes - alone.estimate.peak_bytes == opened.program_bytes
+    assert resident_bytes() == 0 or planned.free_bytes > free_bytes(torch.device("cpu"))

@@ -15,6 +15,7 @@ RANKS = {
     "plan": 3,
     "result": 4,
     "job": 4,
+    "memory_planning": 4,
     "pipeline": 5,
     "family": 6,
     "training": 7,

@@ -231,6 +231,8 @@ class GenerationPlan:
             guidance.passes,
             num_prompts=1 + guidance.needs_neither,
             sound_s=float(self.clips.duration),
+            has_pose=self.options.pose_video_path is not None,
+            carries_past=self.options.preset == "fast",
         )
 
     def summary(self) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from wan_s2v.first_frame import stretched_size
 from wan_s2v.image import LoadedImage, load_image
 from wan_s2v.plan import GenerationOptions
 from wan_s2v.runtime.estimate import Estimate, estimate, measure_rates
-from wan_s2v.runtime.memory import MemoryPolicy, device_budget
+from wan_s2v.runtime.memory import MemoryPolicy, device_budget, resident_bytes
 from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import make_scheduler, new_scheduler
 from wan_s2v.video import check_output_path, write_video
@@ -151,7 +151,9 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
     timesteps = make_scheduler(scheduler, keywords["num_inference_steps"], flow_shift, "cpu").timesteps.tolist()
     stages = [stage_at(t, checkpoint.boundary_ratio, keywords["guidance_scale"]) for t in timesteps]
     needed = _estimate(checkpoint, height, width, keywords, picture is not None, device, dtype)
-    free = device_budget(device)
+    program = resident_bytes() if device.type == "cpu" else 0  # there already, beside what the model will take
+    needed = replace(needed, peak_bytes=needed.peak_bytes + program)
+    free = device_budget(device, program)
     notes = [*(picture.warnings if picture else ()), *([note] if note else []), *_memory_notes(needed, free, device)]
     return VideoPreview(
         request,
@@ -239,7 +241,7 @@ def _estimate(
     device: torch.device,
     dtype: torch.dtype,
 ) -> Estimate:
-    sizes = model_sizes(checkpoint)
+    sizes = replace(model_sizes(checkpoint), blocks_run="plain")  # diffusers' own
     multiple = (checkpoint.models["vae"].config.get("scale_factor_spatial") or 8) * sizes.config["patch_size"][1]
     frames = (keywords["num_frames"] - 1) // _FRAMES_PER_LATENT + 1
     guided = keywords["guidance_scale"] > 1
