@@ -95,7 +95,7 @@ def test_a_precision_that_the_device_cannot_is_shown(wan_s2v, folders, tmp_path)
 
 
 def test_too_little_memory_is_said_before(wan_s2v, folders, tmp_path, monkeypatch):
-    monkeypatch.setattr(video_request, "device_budget", lambda device: 1 << 20)
+    monkeypatch.setattr(video_request, "device_budget", lambda *_: 1 << 20)
     words = ("--prompt", "x", "-o", tmp_path / "x.mp4", "--dry-run", "--device", "cpu")
     done = wan_s2v("generate", "-m", folders["t2v"], *words)
     assert re.search(r"warning +The run needs about .*; cpu has 1 MiB free", done.err)
