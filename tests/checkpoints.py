@@ -58,6 +58,36 @@ def write_official_s2v(
     return folder
 
 
+def write_official_wan(folder: Path, task: str, *, dtype: torch.dtype = torch.float32, shards: int = 2) -> Path:
+    """A complete checkpoint folder laid out as Wan-AI/Wan2.2-T2V-A14B, I2V-A14B or TI2V-5B, from golden weights.
+
+    Args:
+        folder: made if needed.
+        task: "t2v", "i2v" (the golden transformer for high noise, a perturbed one for low noise) or "ti2v".
+        dtype: of the transformers; the published ones are float32.
+    """
+    tensors, metadata = load_golden(f"wan_{task}_tiny.weights")
+    config = json.loads(metadata["config"])
+    keys = ("model_type", "dim", "ffn_dim", "freq_dim", "in_dim", "out_dim", "num_heads", "num_layers", "eps")
+    stated = {"_class_name": "WanModel", "text_len": 512} | {key: config[key] for key in keys}
+    if task == "ti2v":
+        write_transformer(folder, tensors, stated, shards=shards, dtype=dtype)
+    else:
+        write_transformer(folder / "high_noise_model", tensors, stated, shards=shards, dtype=dtype)
+        low = perturbed(tensors)
+        write_transformer(folder / "low_noise_model", low, stated, shards=shards, dtype=dtype)
+    vae = "22" if task == "ti2v" else "21"
+    torch.save(load_golden(f"vae{vae}_tiny.weights")[0], folder / f"Wan2.{vae[1]}_VAE.pth")
+    torch.save(random_text_encoder(config["text_dim"]), folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    write_tokenizer(folder / "google" / "umt5-xxl")
+    return folder
+
+
+def perturbed(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of another expert: half as large again, exactly representable in float32."""
+    return {name: tensor * 1.5 for name, tensor in tensors.items()}
+
+
 def write_transformer(
     folder: Path, tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], *, shards: int, dtype: torch.dtype
 ) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from wan_s2v.errors import CheckpointError
 from wan_s2v.weights import find_checkpoint, load_components
 from wan_s2v.weights.files import StoredTensor, read_headers
-from wan_s2v.weights.names import require_s2v
+from wan_s2v.weights.names import require_task
 
 SHARD = "diffusion_pytorch_model-00002-of-00002.safetensors"
 INDEX = "diffusion_pytorch_model.safetensors.index.json"
@@ -266,7 +266,7 @@ class TestOtherModels:
     )
     def test_another_wan_model_is_named(self, width: int, channels: int, experts: bool, name: str) -> None:
         with pytest.raises(CheckpointError) as caught:
-            require_s2v(self.plain_wan(width, channels), "folder", experts)
+            require_task(self.plain_wan(width, channels), "folder", experts)
         assert f"folder is {name}; S2V needs Wan-AI/Wan2.2-S2V-14B. Get it with: wan-s2v download" in str(caught.value)
 
     @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ class TestOtherModels:
     )
     def test_models_derived_from_wan_are_named(self, mark: str, name: str) -> None:
         with pytest.raises(CheckpointError, match=name):
-            require_s2v(self.plain_wan(5120, 16, **{mark: (1,)}), "file", False)
+            require_task(self.plain_wan(5120, 16, **{mark: (1,)}), "file", False)
 
     @pytest.mark.parametrize(
         ("shapes", "name"),

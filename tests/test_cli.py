@@ -204,12 +204,12 @@ def test_text_that_only_looks_like_a_flag_stays():
 @pytest.mark.parametrize(
     ("official", "message"),
     [
-        ("--task t2v-A14B", "another model"),
+        ("--task animate-14B", "another model"),
         ("--size 720p", "is not a size"),
         ("--enable_tts", "Text to speech"),
         ("--tts_text hello", "Text to speech"),
-        ("--use_prompt_extend", "Prompts are not rewritten"),
-        ("--prompt_extend_method dashscope", "Prompts are not rewritten"),
+        ("--use_prompt_extend", "Here it is --extend-prompt"),
+        ("--prompt_extend_method dashscope", "Here it is --extend-prompt"),
         ("--offload_model maybe", "True or False"),
         ("--ulysses_size 2", "several GPUs"),
         ("--ckpt_dir", "needs a value"),

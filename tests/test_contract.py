@@ -28,6 +28,7 @@ def test_public_names_are_the_intended_ones():
         "WanS2VPipeline",
         "WanS2VTransformer",
         "__version__",
+        "load_pipeline",
     }
     assert all(getattr(wan_s2v, name) is not None for name in wan_s2v.__all__)
 

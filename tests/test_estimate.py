@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import command_line
 import pytest
 import torch
+from command_line import IMAGE, VOICE
+from diffusers import WanTransformer3DModel
+from torch.utils.flop_counter import FlopCounterMode
 
+from wan_s2v.commands.request import ModelChoice, Request, open_model, preview
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.plan import GenerationOptions
 from wan_s2v.runtime.estimate import Rates, estimate, forward_flops, measure_rates
-from wan_s2v.runtime.memory import MemoryPolicy, free_bytes, peak_bytes, weight_bytes
+from wan_s2v.runtime.memory import MemoryPolicy, free_bytes, peak_bytes, resident_bytes, weight_bytes
 from wan_s2v.runtime.sizes import S2V_14B_SIZES, Work
 
+model = command_line.model
 LATER_CLIP = (20, True)
 H100 = Rates(787e12, 250e12)
 SMALL = Work(480, 832, 16, (LATER_CLIP,), num_inference_steps=40, passes=2)
@@ -28,6 +35,22 @@ def test_forward_of_the_14b_costs_what_was_counted(work, attention, matmul, tota
     assert flops.attention == pytest.approx(attention, rel=0.03)
     assert flops.matmul == pytest.approx(matmul, rel=0.03)
     assert flops.total == pytest.approx(total, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("config", "frames", "sides"),
+    [({"num_layers": 2}, 21, (30, 52)), ({"num_layers": 2, "num_attention_heads": 24, "ffn_dim": 14336}, 31, (22, 40))],
+)
+def test_forward_of_a_model_without_sound_costs_what_pytorch_counts(config, frames, sides):
+    """T2V-A14B at 832x480 and TI2V-5B at 1280x704 with fewer layers, on the meta device."""
+    rows, columns = sides
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model = WanTransformer3DModel(**config)
+        latents = torch.empty(1, 16, frames, 2 * rows, 2 * columns)
+        model(latents, torch.empty(1), torch.empty(1, 512, 4096))
+    work = Work(16 * rows, 16 * columns, 16, ((frames, False),), num_inference_steps=1, passes=1)
+    expected = forward_flops(model.config, work.layout(model.config, work.clips[0])).total
+    assert expected == pytest.approx(counted.get_total_flops(), rel=0.03)
 
 
 @pytest.mark.parametrize(("work", "seconds", "peak_gb"), [(SMALL, 337, 43.4), (LARGE, 1162, 56.5)])
@@ -72,3 +95,20 @@ def test_the_device_is_measured():
     assert 1e8 < rates.convolution < 1e15
     free = free_bytes(torch.device("cpu"))
     assert free is None or free > 0
+
+
+def test_what_a_process_has_is_measured():
+    before = resident_bytes()
+    if before == 0:
+        pytest.skip("this system does not tell")
+    kept = torch.ones(100 << 20, dtype=torch.uint8)
+    assert resident_bytes() - before == pytest.approx(kept.nbytes, rel=0.1)
+
+
+def test_plan_for_a_cpu_counts_the_program_itself(model, tmp_path):
+    request = Request(IMAGE, VOICE, tmp_path / "out.mp4", GenerationOptions(height=64, width=64, num_frames=4))
+    opened = open_model(ModelChoice(str(model), device="cpu"), request.options)
+    planned, alone = (preview(request, found) for found in (opened, replace(opened, program_bytes=0)))
+    assert resident_bytes() == 0 or opened.program_bytes > 100 << 20, "PyTorch alone takes more"
+    assert planned.estimate.peak_bytes - alone.estimate.peak_bytes == opened.program_bytes
+    assert resident_bytes() == 0 or planned.free_bytes > free_bytes(torch.device("cpu"))

@@ -13,6 +13,7 @@ from models import random_pipeline
 from wan_s2v import WanS2VPipeline
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.runtime.memory import MemoryPolicy
+from wan_s2v.runtime.offload import Placement
 
 pytestmark = [
     pytest.mark.gpu,
@@ -95,6 +96,14 @@ def test_no_memory_policy_changes_a_bit(tmp_path, policy, preset):
     for _run in range(2):
         assert np.array_equal(arriving(VOICE, PORTRAIT, preset=preset, **OPTIONS).frames, frames)
     assert arriving.transformer.device.type == "cpu"
+
+
+@torch.no_grad()
+def test_tokens_in_parts_give_what_they_give_at_once():
+    model = random_pipeline().transformer.to("cuda")
+    whole = _predict(model, "cuda")
+    placement = Placement({"transformer": model}, torch.device("cuda"), MemoryPolicy(token_parts=3))
+    assert_close(_predict(placement.use("transformer"), "cuda"), whole, 1e-4)
 
 
 @pytest.mark.parametrize("name", ["enable_model_cpu_offload", "enable_sequential_cpu_offload", "enable_group_offload"])

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from wan_s2v import WanS2VPipeline, WanS2VTransformer
 from wan_s2v.commands import request
-from wan_s2v.denoise import make_scheduler
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import Conditioning
 from wan_s2v.ops.float8 import quantize_rows
 from wan_s2v.runtime.lora import Adapters, LoRALinear
 from wan_s2v.runtime.quantization import Float8Linear, quantize_float8
+from wan_s2v.schedulers import make_scheduler
 from wan_s2v.weights.lora import LoRAFile, read_lora
 from wan_s2v.weights.lora_keys import Slot, lay_out, listed
 from wan_s2v.weights.names import inverse, transformer_names

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from wan_s2v.denoise import make_scheduler
 from wan_s2v.runtime.step_cache import StepCache
+from wan_s2v.schedulers import make_scheduler
 
 NOISE = torch.randn(1, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 DATA = torch.tanh(2 * torch.randn(NOISE.shape, generator=torch.Generator().manual_seed(1)))

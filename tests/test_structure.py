@@ -15,12 +15,14 @@ RANKS = {
     "plan": 3,
     "result": 4,
     "job": 4,
+    "memory_planning": 4,
     "pipeline": 5,
-    "training": 6,
-    "evaluation": 6,
-    "commands": 7,
-    "cli": 8,
-    "__main__": 9,
+    "family": 6,
+    "training": 7,
+    "evaluation": 7,
+    "commands": 8,
+    "cli": 9,
+    "__main__": 10,
 }
 STAGE = 2  # audio, image, prompt, video, latents, denoise, …
 

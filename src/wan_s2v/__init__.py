@@ -11,12 +11,22 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wan_s2v.clips import ClipPlan
     from wan_s2v.errors import WanS2VError
+    from wan_s2v.family import load_pipeline
     from wan_s2v.models.transformer import WanS2VTransformer
     from wan_s2v.pipeline import WanS2VPipeline
     from wan_s2v.result import S2VClip, S2VOutput
 
 __version__ = "0.1.0"
-__all__ = ["ClipPlan", "S2VClip", "S2VOutput", "WanS2VError", "WanS2VPipeline", "WanS2VTransformer", "__version__"]
+__all__ = [
+    "ClipPlan",
+    "S2VClip",
+    "S2VOutput",
+    "WanS2VError",
+    "WanS2VPipeline",
+    "WanS2VTransformer",
+    "__version__",
+    "load_pipeline",
+]
 
 _HOMES = {
     "ClipPlan": "wan_s2v.clips",
@@ -25,6 +35,7 @@ _HOMES = {
     "WanS2VError": "wan_s2v.errors",
     "WanS2VPipeline": "wan_s2v.pipeline",
     "WanS2VTransformer": "wan_s2v.models.transformer",
+    "load_pipeline": "wan_s2v.family",
 }
 
 

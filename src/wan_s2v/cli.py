@@ -20,11 +20,10 @@ from typer import Argument, Option
 from wan_s2v import __version__
 from wan_s2v.commands.official_flags import translate
 from wan_s2v.errors import UsageError, WanS2VError
+from wan_s2v.experts import settled_boundary
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from wan_s2v.commands.request import Preview
 
 INTERRUPTED = 130
 _PANELS = _INPUTS, _VIDEO, _SAMPLING, _CLIPS, _MACHINE, _OUTPUT = (
@@ -40,7 +39,7 @@ _ParseError: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="wan-s2v",
-    help="A portrait and a voice become a video whose lips, face and body follow the sound.",
+    help="A portrait and a voice become a video whose lips, face and body follow the sound; or text and pictures do.",
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -128,11 +127,15 @@ def _model_choice(
     boundary_ratio: Annotated[
         float | None, _flag("Noise level where two experts change.", _MACHINE, default="the checkpoint's")
     ] = None,
+    boundary_snr: Annotated[
+        float | None, _flag("The same as a signal-to-noise ratio.", _MACHINE, default="the checkpoint's")
+    ] = None,
     torch_dtype: Annotated[str | None, _flag("bf16, fp16 or fp32.", _MACHINE, default="as stored")] = None,
     device: Annotated[str, _flag("auto, cuda or cpu.", _MACHINE)] = "auto",
 ) -> dict[str, Any]:
     """The flags that say which model runs where, as fields of `ModelChoice`."""
-    return dict(locals())
+    values = dict(locals())
+    return values | {"boundary_ratio": settled_boundary(boundary_ratio, values.pop("boundary_snr"))}
 
 
 _LORA: Any = _flag(
@@ -179,11 +182,45 @@ def _takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Calla
 def generate(
     options: dict[str, Any],
     choice: dict[str, Any],
-    image: Annotated[Path, _flag("The picture to animate.", _INPUTS, "--image", "-i")],
-    audio: Annotated[Path, _flag("The voice: a sound file, or a video with sound.", _INPUTS, "--audio", "-a")],
+    task: Annotated[
+        str | None,
+        _flag("s2v, t2v, i2v or ti2v: what the model must be for.", _INPUTS, default="read from the model"),
+    ] = None,
+    image: Annotated[
+        Path | None,
+        _flag("The picture to animate or to start from; t2v has none.", _INPUTS, "--image", "-i", default="none"),
+    ] = None,
+    audio: Annotated[
+        Path | None,
+        _flag("The voice, for s2v: a sound file, or a video with sound.", _INPUTS, "--audio", "-a", default="none"),
+    ] = None,
+    style: Annotated[
+        list[str] | None,
+        _flag(
+            "A look to add to the prompt, by name (wan-s2v styles); may be given several times.",
+            _INPUTS,
+            default="none",
+        ),
+    ] = None,
+    extend_prompt: Annotated[
+        str | None,
+        _flag(
+            "Have a language model write the prompt out: a Qwen's folder, or the URL of an OpenAI-compatible endpoint "
+            "(WAN_S2V_PROMPT_MODEL and WAN_S2V_PROMPT_KEY in the environment).",
+            _INPUTS,
+            default="off",
+        ),
+    ] = None,
     lora: Annotated[list[str] | None, _LORA] = None,
+    guidance_scale_2: Annotated[
+        float | None,
+        _flag("Of the low-noise expert (t2v, i2v).", _SAMPLING, default="the model's own; 3 for T2V-A14B"),
+    ] = None,
     output: Annotated[
-        Path | None, _flag("The mp4 to write.", _OUTPUT, "--output", "-o", default="<image>_<audio>.mp4 here")
+        Path | None,
+        _flag(
+            "The mp4 to write.", _OUTPUT, "--output", "-o", default="<image>_<audio>.mp4, <image>.mp4 or video.mp4 here"
+        ),
     ] = None,
     overwrite: Annotated[bool, _flag("Replace an existing output.", _OUTPUT)] = False,
     dry_run: Annotated[bool, _flag("Print the plan and stop.", _OUTPUT, "--dry-run")] = False,
@@ -191,40 +228,104 @@ def generate(
     quiet: Annotated[bool, _flag("No plan and no progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
     debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
 ) -> None:
-    """Make a video from one picture and one sound. Flags of the official generate.py work as well."""
+    """Make a video from a picture and a sound (s2v), from text (t2v) or from a picture and text (i2v).
+
+    Flags of the official generate.py work as well.
+    """
     from wan_s2v.commands.progress import make_reporter
-    from wan_s2v.commands.request import (
-        ModelChoice,
-        Request,
-        load_pipeline,
-        make_video,
-        open_model,
-        parse_loras,
-        preview,
-    )
+    from wan_s2v.commands.request import ModelChoice, plan_rows
+    from wan_s2v.commands.video_request import video_rows
+    from wan_s2v.family import chosen_task
     from wan_s2v.plan import GenerationOptions
-    from wan_s2v.video import check_output_path
+    from wan_s2v.prompt_extension import extended_prompt, open_writer
+    from wan_s2v.styles import with_styles
 
     console = _console(stderr=True)
     _silence_libraries()
-    output = Path(f"{image.stem}_{audio.stem}.mp4") if output is None else output
-    request = Request(image, audio, output, GenerationOptions(**options), overwrite, parse_loras(lora or ()))
-    check_output_path(output, overwrite=overwrite)
-    model = open_model(ModelChoice(**choice), request.options)
-    planned = preview(request, model)
+    found, machine, prompt = chosen_task(choice["model"], task), ModelChoice(**choice), options["prompt"]
+    writer = None if extend_prompt is None else open_writer(extend_prompt)
+
+    def plan(text: str) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+        settings = GenerationOptions(**options | {"prompt": with_styles(text, style or [])})
+        if found == "s2v":
+            _require_none(found, guidance_scale_2=guidance_scale_2)
+            return _speech_job(settings, machine, image, audio, output, lora or [], overwrite)
+        _require_none(found, audio=audio, lora=lora)
+        return _video_job(found, settings, machine, image, guidance_scale_2, output, overwrite)
+
+    planned, make = plan(prompt)
+    written: dict[str, Any] = {}
+    if writer is not None:  # after everything cheap is checked; the plan shows the text that is used
+        written = {"prompt_extension": {"prompt": prompt, "by": extend_prompt}}
+        planned, make = plan(extended_prompt(prompt, writer, from_picture=image is not None))
     if not quiet:
-        _print_plan(console, planned)
+        rows = plan_rows(planned) if found == "s2v" else video_rows(planned)
+        source = [("written by", f"{extend_prompt}, from: {prompt}")] if written else []
+        _print_plan(console, [*rows, *source, *(("warning", warning) for warning in planned.warnings)])
     if dry_run:
         if as_json:
-            _print_json({"status": "planned", "plan": planned.summary()})
+            _print_json({"status": "planned", "plan": planned.summary() | written})
         return
     with make_reporter(console, quiet=quiet) as reporter:
-        pipeline = load_pipeline(model, reporter)
-        record = make_video(pipeline, planned, reporter)
+        record = make(reporter)
+    path = planned.request.output
     if as_json:
-        _print_json({"status": "done", "path": str(output), "plan": planned.summary(), "metadata": record})
+        plan_made = planned.summary() | written
+        _print_json({"status": "done", "path": str(path), "plan": plan_made, "metadata": record | written})
     else:
-        _print_path(output)
+        _print_path(path)
+
+
+def _require_none(task: str, **given: Any) -> None:
+    """Raises: UsageError for the first flag that a model has no use for."""
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--{name.replace('_', '-')} is not for this model, which is for {task}. Leave it out.")
+
+
+def _speech_job(
+    options: Any,
+    choice: Any,
+    image: Path | None,
+    audio: Path | None,
+    output: Path | None,
+    loras: list[str],
+    overwrite: bool,
+) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+    """The plan of a video that follows a sound, and what makes it."""
+    from wan_s2v.commands.request import Request, load_pipeline, make_video, open_model, parse_loras, preview
+    from wan_s2v.video import check_output_path
+
+    for name, value in (("image", image), ("audio", audio)):
+        if value is None:
+            raise UsageError(
+                f"Missing option '--{name}': this model makes a picture speak. See wan-s2v generate --help."
+            )
+    assert image is not None
+    assert audio is not None
+    output = Path(f"{image.stem}_{audio.stem}.mp4") if output is None else output
+    request = Request(image, audio, output, options, overwrite, parse_loras(loras))
+    check_output_path(output, overwrite=overwrite)
+    model = open_model(choice, options)
+    planned = preview(request, model)
+    return planned, lambda reporter: make_video(load_pipeline(model, reporter), planned, reporter)
+
+
+def _video_job(
+    task: Any,
+    options: Any,
+    choice: Any,
+    image: Path | None,
+    guidance_scale_2: float | None,
+    output: Path | None,
+    overwrite: bool,
+) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
+    """The plan of a video from text or a picture, and what makes it."""
+    from wan_s2v.commands.video_request import VideoRequest, make_text_video, preview_video
+
+    output = Path("video.mp4" if image is None else f"{image.stem}.mp4") if output is None else output
+    planned = preview_video(VideoRequest(choice, options, guidance_scale_2, image, output, overwrite), task)
+    return planned, lambda reporter: make_text_video(planned, reporter)
 
 
 @app.command()
@@ -300,6 +401,30 @@ def evaluate(
         print_findings(_console(), findings)
     if errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def styles(
+    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+) -> None:
+    """List the looks that --style adds to a prompt: light, shot size, lens, colour and camera movement."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from wan_s2v.styles import STYLES
+
+    if as_json:
+        _print_json({"styles": [asdict(style) for style in STYLES]})
+        return
+    table = Table.grid(padding=(0, 2))
+    for column in ("bold", "none", "none", "none"):
+        table.add_column(style=column, no_wrap=column == "bold", overflow="fold")
+    kind = ""
+    for style in STYLES:
+        table.add_row("" if style.kind == kind else style.kind, style.name, style.english, style.chinese)
+        kind = style.kind
+    _console().print(table)
 
 
 @app.command()
@@ -468,15 +593,13 @@ def _console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-def _print_plan(console: Console, planned: Preview) -> None:
+def _print_plan(console: Console, rows: Sequence[tuple[str, str]]) -> None:
     from rich.table import Table
-
-    from wan_s2v.commands.request import plan_rows
 
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for row in [*plan_rows(planned), *(("warning", warning) for warning in planned.warnings)]:
+    for row in rows:
         table.add_row(*row)
     console.print(table)
 

@@ -47,6 +47,10 @@ class DownloadError(WanS2VError):
     """A model could not be fetched."""
 
 
+class PromptExtensionError(WanS2VError):
+    """A language model did not write a prompt."""
+
+
 class OutputError(WanS2VError):
     """The result could not be written, or what was written is not what was asked for."""
 

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from wan_s2v.audio_features import AudioFeatures, reference_num_clips
 from wan_s2v.clips import Clip
-from wan_s2v.denoise import Expert, is_high_noise
+from wan_s2v.denoise import Expert
+from wan_s2v.experts import stage_at
 from wan_s2v.image import Framing
 from wan_s2v.latents import DecoderPast
 from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
@@ -74,8 +75,7 @@ class Experts:
 
     def choose(self, timestep: float) -> Expert:
         """The expert for a timestep; switching brings it to the device."""
-        high = self.boundary_ratio is None or is_high_noise(timestep, self.boundary_ratio)
-        name = "transformer" if high else "transformer_2"
+        name = stage_at(timestep, self.boundary_ratio, self.job.plan.sampling.guidance.scale).expert
         if name != self.name or self.expert is None:
             self.forget()
             self.name, self.expert = name, self._prepare(name)

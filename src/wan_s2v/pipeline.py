@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +22,14 @@ from wan_s2v import __version__
 from wan_s2v.audio import MODEL_SAMPLE_RATE
 from wan_s2v.audio_features import AudioFeatures, aligned_feature_indices, feature_indices
 from wan_s2v.clips import Clip
-from wan_s2v.denoise import denoise, make_scheduler
+from wan_s2v.denoise import denoise
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framing
 from wan_s2v.interpolation import FrameInterpolator
 from wan_s2v.job import Experts, Job
 from wan_s2v.latents import decode_latents, encode_pixels, encode_pose, past_on
 from wan_s2v.lora_loading import LoRALoading
+from wan_s2v.memory_planning import MemoryPlanning, starting_device
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention import chosen_backends
 from wan_s2v.ops.dispatch import kernel_problem
@@ -45,22 +46,19 @@ from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
 from wan_s2v.runtime.apply import apply_preset
-from wan_s2v.runtime.memory import OFFLOADS, MemoryPolicy, Offload, choose_policy, device_budget, peak_bytes
 from wan_s2v.runtime.offload import Placement
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.runtime.quantization import is_quantized
-from wan_s2v.runtime.sizes import loaded_sizes
 from wan_s2v.runtime.step_cache import StepCache
+from wan_s2v.schedulers import make_scheduler
 from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
 from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 
-_Result = TypeVar("_Result")
-_MODELS = ("text_encoder", "audio_encoder", "vae", "transformer", "transformer_2")
 _REFERENCE_HISTORY = 6  # frames of history that show the reference image where the video starts from it
 
 
-class WanS2VPipeline(LoRALoading):
+class WanS2VPipeline(LoRALoading, MemoryPlanning):
     """Speech to video with Wan2.2-S2V.
 
     Components: `transformer` (with `transformer_2`: the high-noise expert, `transformer_2` being the low-noise one),
@@ -106,11 +104,6 @@ class WanS2VPipeline(LoRALoading):
         self.notes: tuple[str, ...] = ()
         self.source: dict[str, Any] = {}
         self.adapters = {}
-        self._computing_device: torch.device | None = None  # where weights are brought to work; where they are if None
-        self._least_offload: Offload = "none"
-        self._last_plan: GenerationPlan | None = None  # of which the two following tell
-        self._fallbacks: list[str] = []
-        self._memory: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -142,7 +135,7 @@ class WanS2VPipeline(LoRALoading):
         checkpoint = find_checkpoint(
             pretrained_model_name_or_path, components=components, skip=skip, boundary_ratio=boundary_ratio
         )
-        device = _place(device_map, checkpoint.total_bytes)
+        device = starting_device(device_map, checkpoint.total_bytes)
         # Weights on the CPU beside a GPU are there to be brought over, not to compute where they are.
         computes_on = torch.device("cuda") if torch.cuda.is_available() and device_map != "cpu" else device
         dtype, dtype_note = usable_dtype(wanted or checkpoint.models["transformer"].dtype, computes_on)
@@ -153,35 +146,6 @@ class WanS2VPipeline(LoRALoading):
             pipeline.compute_on(torch.device("cuda", torch.cuda.current_device()))
         pipeline.source = {"model": str(pretrained_model_name_or_path), "weights": fingerprint(checkpoint)}
         return pipeline
-
-    def compute_on(self, device: torch.device) -> None:
-        """Bring weights to this device when they work, as much at a time as it has room for; `.to` takes it back."""
-        self._computing_device = device
-
-    def to(self, *args: Any, **kwargs: Any) -> WanS2VPipeline:
-        """As in diffusers; the pipeline then computes where its weights are."""
-        self._computing_device = None
-        moved: WanS2VPipeline = super().to(*args, **kwargs)
-        return moved
-
-    def enable_model_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:
-        """As in diffusers: one component at a time is on the GPU, or less where it has not the room."""
-        self._offload("model", gpu_id, device)
-
-    def enable_sequential_cpu_offload(self, gpu_id: int | None = None, device: torch.device | str = "cuda") -> None:
-        """As in diffusers: the blocks of a component come to the GPU one after the other."""
-        self._offload("block", gpu_id, device)
-
-    def enable_group_offload(self, onload_device: torch.device | str = "cuda", **_options: Any) -> None:
-        """As in diffusers; how many blocks come at a time, and how, follows from the memory that is free."""
-        self._offload("block", None, onload_device)
-
-    def _offload(self, least: Offload, gpu_id: int | None, device: torch.device | str) -> None:
-        if not torch.cuda.is_available():
-            raise UsageError("There is no GPU to bring parts of the model to: PyTorch sees no CUDA device.")
-        chosen = torch.device(device)
-        self._least_offload = least
-        self.compute_on(torch.device("cuda", gpu_id if gpu_id is not None else chosen.index or 0))
 
     def __call__(
         self,
@@ -337,28 +301,6 @@ class WanS2VPipeline(LoRALoading):
             placement, "encode", lambda: encode(placement.use("vae"), pixels, placement.policy.vae_strips)
         )
 
-    def _attempt(
-        self, placement: Placement, stage: str, work: Callable[[], _Result], forget: Callable[[], None] | None = None
-    ) -> _Result:
-        """The result of some work, done again with less memory where it ran out.
-
-        Args:
-            forget: frees what an attempt has left on the device.
-        Raises: torch.OutOfMemoryError where nothing more can be given up.
-        """
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError:
-                lower = placement.policy.lower(stage)
-                if lower is None:
-                    raise
-            # Only here, with the error gone, its frames no longer hold what they had on the device.
-            if forget is not None:
-                forget()
-            placement.change(lower)
-            self._fallbacks.append(f"GPU memory ran out ({stage}); went on with less of it: {lower.description}.")
-
     def _denoise_clip(
         self, job: Job, clip: Clip, clock: _Clock, callback: Callable[..., dict[str, Any] | None] | None
     ) -> tuple[Tensor, int]:
@@ -487,42 +429,6 @@ class WanS2VPipeline(LoRALoading):
                 model.to(dtype)
             apply_preset(model, self.adapters.get(name), options.preset, device)
 
-    def _plan_memory(self, plan: GenerationPlan) -> MemoryPolicy:
-        """What is given up so that the run fits the memory that is free now."""
-        self._last_plan, self._fallbacks, self._memory = plan, [], {}
-        device = self._device(plan)
-        if device.type != "cuda":
-            return MemoryPolicy()
-        models = self._models()
-        tensors = [tensor for model in models.values() for tensor in (*model.parameters(), *model.buffers())]
-        held = sum(tensor.nbytes for tensor in tensors if tensor.device == device)
-        least: Offload = "model" if plan.options.enable_cpu_offload else "none"
-        least = max(least, self._least_offload, key=OFFLOADS.index)
-        sizes, dtype = loaded_sizes(models), self.transformer.dtype
-        policy = choose_policy(sizes, plan.work, dtype, device_budget(device, held), least)
-        estimate = peak_bytes(sizes, plan.work, dtype, policy)
-        self._memory = {"policy": policy.description, "estimate_gib": round(estimate / 2**30, 2)}
-        torch.cuda.reset_peak_memory_stats(device)
-        return policy
-
-    def _note_peak(self, placement: Placement) -> None:
-        if placement.device.type == "cuda":
-            self._memory["policy"] = placement.policy.description
-            self._memory["peak_gib"] = round(torch.cuda.max_memory_allocated(placement.device) / 2**30, 2)
-
-    def _models(self) -> dict[str, torch.nn.Module]:
-        """The components with weights, by name."""
-        found = {name: getattr(self, name) for name in _MODELS}
-        return {name: model for name, model in found.items() if model is not None}
-
-    def _device(self, plan: GenerationPlan) -> torch.device:
-        """Where the work is done."""
-        if self._computing_device is not None:
-            return self._computing_device
-        if plan.options.enable_cpu_offload and torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return self.transformer.device
-
 
 class _Clock:
     """Seconds per stage since the last `take`."""
@@ -571,19 +477,6 @@ def _check_components(
                 f"{what[0].upper()}{what[1:]}: {found}; the transformer's {name}: {wanted}. "
                 "These files belong to different models. Use the parts of one checkpoint."
             )
-
-
-def _place(device_map: str | None, num_bytes: int) -> torch.device:
-    """Where weights of so many bytes go."""
-    if device_map not in (None, "auto", "cuda", "cpu"):
-        raise UsageError(f"device_map={device_map!r} is not accepted. Choose auto, cuda or cpu.")
-    if device_map == "cuda" and not torch.cuda.is_available():
-        raise UsageError('device_map="cuda", but PyTorch sees no CUDA device. Use "auto" or "cpu".')
-    if device_map in (None, "cpu") or not torch.cuda.is_available():
-        return torch.device("cpu")
-    budget = device_budget(torch.device("cuda", torch.cuda.current_device()))
-    fits = device_map == "cuda" or budget is None or num_bytes <= budget
-    return torch.device("cuda" if fits else "cpu")
 
 
 def _pose_framing(pose: PoseVideo, framing: Framing) -> Framing:

@@ -22,12 +22,13 @@ from PIL import Image
 from wan_s2v.audio import ENCODER_RECEPTIVE_FIELD, ENCODER_STRIDE, MODEL_SAMPLE_RATE, Waveform, load_waveform
 from wan_s2v.audio_features import num_audio_features, reference_num_clips
 from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_aligned, plan_reference
-from wan_s2v.denoise import SCHEDULERS, Guidance
+from wan_s2v.denoise import Guidance
 from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import NEGATIVE_PROMPT
 from wan_s2v.runtime.sizes import Work
+from wan_s2v.schedulers import SCHEDULERS
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -230,6 +231,8 @@ class GenerationPlan:
             guidance.passes,
             num_prompts=1 + guidance.needs_neither,
             sound_s=float(self.clips.duration),
+            has_pose=self.options.pose_video_path is not None,
+            carries_past=self.options.preset == "fast",
         )
 
     def summary(self) -> dict[str, Any]:

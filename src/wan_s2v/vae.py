@@ -75,7 +75,8 @@ def encode_moments(
 
     Args:
         video: (B, 3, 1 + 4k, H, W) in the VAE's dtype.
-        latents_per_call: how many go through the encoder at once; as many as suit the memory if None.
+        latents_per_call: how many go through the encoder at once; if None as many as suit the memory, but one in
+            strips, which are there to save it.
         num_strips: in which a frame goes through the large levels, each with margins that make the result the same:
             72 pixels with the Wan VAEs.
     Returns: (B, 2C, 1 + k, h, w), means first.
@@ -84,7 +85,8 @@ def encode_moments(
     x = video if vae.config.patch_size is None else patchify(video, vae.config.patch_size)
     stride = 2 ** sum(changes_size(block) for block in encoder.down_blocks)
     strips = split_in_strips(x.shape[-2] // stride, x.shape[-1] // stride, num_strips)
-    parts = [_encode_strip(encoder, x, strip, stride, latents_per_call) for strip in strips]
+    per_call = latents_per_call or (1 if len(strips) > 1 else None)
+    parts = [_encode_strip(encoder, x, strip, stride, per_call) for strip in strips]
     h = parts[0] if len(parts) == 1 else torch.cat(parts, dim=strips[0].axis)
     cache: Cache = {}
     moments = []
@@ -108,7 +110,8 @@ def _encode_strip(encoder: Any, x: Tensor, strip: Strip, stride: int, latents_pe
         first = not cache
         h = cached_convolve(encoder.conv_in, part.contiguous(memory_format=MEMORY_FORMAT), cache)
         h = run(encoder.down_blocks, h, cache, first)
-        maps.append(h.narrow(strip.axis, strip.start - low, strip.stop - strip.start))
+        kept = h.narrow(strip.axis, strip.start - low, strip.stop - strip.start)
+        maps.append(h if kept.shape == h.shape else kept.clone())  # a view would keep the margins, too, until the end
     return torch.cat(maps, dim=2)
 
 

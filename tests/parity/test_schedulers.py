@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import assert_close, load_golden
 
-from wan_s2v.denoise import make_scheduler
+from wan_s2v.schedulers import make_scheduler
 
 TABLES, _ = load_golden("scheduler_tables")
 TRAJECTORIES, _ = load_golden("scheduler_traj")

@@ -8,19 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import GOLDENS
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.weights.checkpoint import build_on_meta
 from wan_s2v.weights.configs import (
     official_transformer_config,
+    plain_transformer_config,
     text_encoder_config,
     transformer_config,
     vae_config,
 )
 from wan_s2v.weights.files import StoredTensor
-from wan_s2v.weights.names import inverse, rename, text_encoder_names, transformer_names, vae_names
+from wan_s2v.weights.names import (
+    inverse,
+    plain_transformer_names,
+    rename,
+    text_encoder_names,
+    transformer_names,
+    vae_names,
+)
 
 DTYPES = {"bfloat16": "BF16", "float32": "F32"}
 S2V_CONFIG = json.loads((GOLDENS / "state_dict" / "s2v_14b_config.json").read_text())
@@ -35,8 +44,23 @@ def s2v_config(headers: Mapping[str, StoredTensor]) -> dict[str, Any]:
     return transformer_config(headers, S2V_CONFIG, "config.json")
 
 
+def t2v_config(headers: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    return plain_transformer_config("t2v", headers, {"model_type": "t2v", "dim": 5120, "num_heads": 40}, "config.json")
+
+
+def i2v_config(headers: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    return plain_transformer_config("i2v", headers, {"model_type": "i2v", "in_dim": 36}, "config.json")
+
+
+def ti2v_config(headers: Mapping[str, StoredTensor]) -> dict[str, Any]:
+    return plain_transformer_config("ti2v", headers, {}, "a file without a config")
+
+
 CASES = [
     ("s2v_14b_transformer", "transformer", s2v_config, transformer_names, 1260),
+    ("t2v_a14b_transformer", "transformer", t2v_config, plain_transformer_names, 1095),
+    ("i2v_a14b_transformer", "transformer_2", i2v_config, plain_transformer_names, 1095),
+    ("ti2v_5b_transformer", "transformer", ti2v_config, plain_transformer_names, 825),
     ("wan21_vae", "vae", vae_config, vae_names, 194),
     ("wan22_vae", "vae", vae_config, vae_names, 196),
     ("umt5_xxl_encoder", "text_encoder", text_encoder_config, text_encoder_names, 242),
@@ -60,6 +84,27 @@ def test_every_published_tensor_has_its_place(
 
 def test_the_config_of_the_14b_release_is_read_from_its_tensors() -> None:
     assert s2v_config(published("s2v_14b_transformer")) == S2V_14B
+
+
+@pytest.mark.parametrize(
+    ("name", "read_config", "expected"),
+    [
+        ("t2v_a14b_transformer", t2v_config, {"in_channels": 16, "out_channels": 16}),
+        ("i2v_a14b_transformer", i2v_config, {"in_channels": 36, "out_channels": 16}),
+        (
+            "ti2v_5b_transformer",
+            ti2v_config,
+            {"in_channels": 48, "out_channels": 48, "num_attention_heads": 24, "ffn_dim": 14336, "num_layers": 30},
+        ),
+    ],
+)
+def test_configs_of_the_other_releases_differ_from_diffusers_defaults_as_published(
+    name: str, read_config: Callable[..., Any], expected: dict[str, Any]
+) -> None:
+    with torch.device("meta"):
+        defaults = dict(WanTransformer3DModel(num_layers=1).config) | {"num_layers": 40}
+    read = read_config(published(name))
+    assert read == {key: defaults[key] for key in read} | expected
 
 
 def test_the_official_config_survives_the_way_to_ours_and_back() -> None:

@@ -68,10 +68,12 @@ def test_noise_prediction_equals_the_official_model(transformers, name, case):
     model = transformers[name]
     trace: dict[str, torch.Tensor] = {}
     hooks = [
-        block.register_forward_hook(lambda _m, _i, out, k=i: trace.__setitem__(f"block{k}_out", add_update(*out)))
+        block.register_forward_hook(
+            lambda _m, args, _out, k=i: trace.__setitem__(f"block{k}_out", add_update(args[0].x, args[0].pending))
+        )
         for i, block in enumerate(model.blocks)
     ]
-    hooks.append(model.blocks[0].register_forward_pre_hook(lambda _m, args: trace.__setitem__("block0_in", args[0])))
+    hooks.append(model.blocks[0].register_forward_pre_hook(lambda _m, args: trace.__setitem__("block0_in", args[0].x)))
     for k, attention in enumerate(model.audio_injector.attentions):
         hooks.append(
             attention.register_forward_hook(

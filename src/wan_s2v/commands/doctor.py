@@ -26,7 +26,7 @@ from wan_s2v.runtime.memory import choose_policy, device_budget, free_bytes, pea
 from wan_s2v.runtime.sizes import S2V_14B_SIZES, Work
 from wan_s2v.weights.checkpoint import Checkpoint, find_checkpoint
 from wan_s2v.weights.files import iterate_tensors
-from wan_s2v.weights.names import S2V_REPOSITORY
+from wan_s2v.weights.names import S2V_REPOSITORY, TASKS
 
 _GIB: Final = 2**30
 _PACKAGES: Final = (
@@ -174,7 +174,7 @@ def _disk_free(place: Path) -> float:
 
 def _model(name: str, *, required: bool) -> dict[str, Any]:
     try:
-        checkpoint = find_checkpoint(name)
+        checkpoint = find_checkpoint(name, tasks=TASKS)
         if required:
             _require_finite(checkpoint)
     except (CheckpointError, UsageError) as error:

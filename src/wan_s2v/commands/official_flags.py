@@ -12,6 +12,8 @@ from typing import Final
 
 from wan_s2v.errors import UsageError
 
+_TASKS: Final = {"s2v-14b": "s2v", "t2v-a14b": "t2v", "i2v-a14b": "i2v", "ti2v-5b": "ti2v"}
+_TASKS_HERE: Final = frozenset(_TASKS.values())
 _RENAMED: Final = {
     "--ckpt-dir": "--model",
     "--sample-steps": "--num-inference-steps",
@@ -33,7 +35,7 @@ _IDLE_SWITCHES: Final = {
 }
 _NOT_SUPPORTED: Final = {
     "--enable-tts": "Text to speech is not part of this program. Make the speech first and pass it as --audio.",
-    "--use-prompt-extend": "Prompts are not rewritten. Leave it out and pass the full --prompt.",
+    "--use-prompt-extend": "Here it is --extend-prompt, with the folder of a language model or a URL.",
 }
 _SIZE: Final = re.compile(r"(\d+)[*xX×](\d+)")
 _FLAG: Final = re.compile(r"--[a-z][\w-]*(=.*)?", re.DOTALL)
@@ -53,6 +55,7 @@ def translate(args: Sequence[str]) -> Translation:
     Raises: UsageError for an official flag or value that this program cannot honour.
     """
     words = iter(args)
+    request = _Request.read(args)
     ours: list[str] = []
     notes: list[str] = []
     for word in words:
@@ -63,11 +66,32 @@ def translate(args: Sequence[str]) -> Translation:
         else:
             flag, equals, value = word.partition("=")
             flag = flag.replace("_", "-")
-            ours += _translate(flag, value if equals else None, words, notes)
+            ours += _translate(flag, value if equals else None, words, notes, request)
     return Translation(tuple(ours), tuple(notes))
 
 
-def _translate(flag: str, given: str | None, words: Iterator[str], notes: list[str]) -> list[str]:
+@dataclass(frozen=True)
+class _Request:
+    """What the meaning of some official flags depends on.
+
+    Args:
+        task: as we name it, where it is given.
+        from_picture: whether there is an image.
+    """
+
+    task: str | None
+    from_picture: bool
+
+    @classmethod
+    def read(cls, args: Sequence[str]) -> _Request:
+        flags = [word.partition("=") for word in args]
+        following = [*args[1:], ""]
+        given = [value or after for (flag, _, value), after in zip(flags, following, strict=True) if flag == "--task"]
+        task = given[-1].lower() if given else None
+        return cls(_TASKS.get(task or "", task), any(flag in ("--image", "-i") for flag, _, _ in flags))
+
+
+def _translate(flag: str, given: str | None, words: Iterator[str], notes: list[str], request: _Request) -> list[str]:
     """Our words for one flag; takes its value from `words` where the flag is official and has one."""
     if flag in _RENAMED_SWITCHES:
         return [_RENAMED_SWITCHES[flag]]
@@ -81,22 +105,29 @@ def _translate(flag: str, given: str | None, words: Iterator[str], notes: list[s
     if flag in _RENAMED:
         return [_RENAMED[flag], _value(flag, given, words)]
     if flag in ("--task", "--size", "--base-seed", "--offload-model", "--frame-num", "--ulysses-size"):
-        return _converted(flag, _value(flag, given, words), notes)
+        return _converted(flag, _value(flag, given, words), notes, request)
     return [flag if given is None else f"{flag}={given}"]
 
 
-def _converted(flag: str, value: str, notes: list[str]) -> list[str]:
+def _converted(flag: str, value: str, notes: list[str], request: _Request) -> list[str]:
     """Our words for an official flag whose value means something else here, or nothing."""
     if flag == "--size":
-        return ["--area", str(_area(value))]
+        width, height = _sides(value)
+        if request.task in ("t2v", "ti2v") and not request.from_picture:
+            return ["--width", str(width), "--height", str(height)]
+        return ["--area", str(width * height)]
     if flag == "--base-seed":
         return [] if value.startswith("-") else ["--seed", value]
     if flag == "--offload-model":
         return ["--enable-cpu-offload"] if _truth(flag, value) else []
     if flag == "--frame-num":
+        if request.task not in (None, "s2v"):
+            return ["--num-frames", value]
         notes.append("--frame_num has no effect on S2V, as in the official program; --num-frames sets the length.")
-    elif flag == "--task" and value.lower() != "s2v-14b":
-        raise UsageError(f"--task {value} is another model. This program runs s2v-14B; leave --task out.")
+    elif flag == "--task" and request.task not in _TASKS_HERE:
+        raise UsageError(f"--task {value} is another model. This program runs s2v, t2v, i2v and ti2v.")
+    elif flag == "--task":
+        return [] if value.lower() == "s2v-14b" else ["--task", str(request.task)]
     elif flag == "--ulysses-size" and value != "1":
         raise UsageError(f"--ulysses_size {value}: several GPUs are not supported yet. Pass 1, or leave it out.")
     return []
@@ -109,11 +140,12 @@ def _value(flag: str, given: str | None, words: Iterator[str]) -> str:
     return value
 
 
-def _area(value: str) -> int:
+def _sides(value: str) -> tuple[int, int]:
+    """Width and height."""
     match = _SIZE.fullmatch(value.strip())
     if not match:
         raise UsageError(f"--size {value} is not a size. Pass it as 1024*704 or 1024x704; it is an area budget.")
-    return int(match[1]) * int(match[2])
+    return int(match[1]), int(match[2])
 
 
 def _truth(flag: str, value: str) -> bool:

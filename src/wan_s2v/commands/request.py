@@ -20,9 +20,11 @@ from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
-from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget
+from wan_s2v.runtime.lora import branch_bytes
+from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
-from wan_s2v.runtime.sizes import ModelSizes, PackedSize
+from wan_s2v.runtime.quantization import can_compute_float8
+from wan_s2v.runtime.sizes import ModelSizes, PackedSize, how_blocks_run
 from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
 from wan_s2v.weights.lora import LoRAFile, check_lora
@@ -54,6 +56,8 @@ class OpenedModel:
         offload: whether it was asked that parts are brought there only to work.
         rates: measured on the device.
         notes: what is other than asked for.
+        program_bytes: main memory that the program itself takes, measured before the model is loaded; 0 where a GPU
+            computes, whose memory it does not take.
     """
 
     choice: ModelChoice
@@ -64,6 +68,7 @@ class OpenedModel:
     offload: bool
     rates: Rates
     notes: tuple[str, ...]
+    program_bytes: int = 0
 
     @property
     def place(self) -> dict[str, str]:
@@ -122,7 +127,7 @@ def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
 
     Raises: UsageError and CheckpointError, as `find_checkpoint`; UsageError for a device that is not there.
     """
-    device = _device(choice.device)
+    device = chosen_device(choice.device)
     wanted = "float16" if options.use_fp16 else choice.torch_dtype
     wanted_dtype = None if wanted is None else as_dtype(wanted)
     checkpoint = find_checkpoint(choice.model, components=choice.components, boundary_ratio=choice.boundary_ratio)
@@ -133,7 +138,8 @@ def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
     offload = options.enable_cpu_offload and device.type == "cuda"
     sizes = model_sizes(checkpoint)
     rates = measure_rates(device, dtype, sizes)
-    return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, (note,) if note else ())
+    program_bytes = resident_bytes() if device.type == "cpu" else 0
+    return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, (note,) if note else (), program_bytes)
 
 
 def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
@@ -183,12 +189,18 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     active = any(lora.weight for lora in request.loras)
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
     on_gpu = model.device.type == "cuda"
-    # what is there already is this model, loaded for a video before
-    free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else 0)
+    # what is there already is this model, loaded for a video before, and on the CPU the program itself
+    free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else resident_bytes())
     least: Offload = "model" if model.offload else "none"
     # in main memory there is nothing to be gained by moving
-    policy = choose_policy(model.sizes, plan.work, model.dtype, free, least) if on_gpu else MemoryPolicy()
-    needed = estimate(model.sizes, plan.work, model.dtype, model.rates, policy)
+    float8 = options.preset == "fast" and can_compute_float8(model.device)
+    blocks_run = how_blocks_run(model.device, is_float8=float8)
+    config, dtype = model.sizes.config, model.dtype
+    lora_bytes = sum(branch_bytes(lora, config, dtype) for lora in request.loras if lora.weight)
+    sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes)
+    policy = choose_policy(sizes, plan.work, dtype, free, least) if on_gpu else MemoryPolicy()
+    needed = estimate(sizes, plan.work, dtype, model.rates, policy)
+    needed = replace(needed, peak_bytes=needed.peak_bytes + model.program_bytes)
     warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
     return Preview(request, plan, model, policy, needed, free, warnings)
 
@@ -270,6 +282,7 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     return [
         ("model", f"{name}, the embedded model: {_EMBEDDED_NOTE}" if name == _EMBEDDED else name),
         ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
+        *([("prompt", request.options.prompt)] if request.options.prompt else []),
         (
             "video",
             f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
@@ -311,7 +324,8 @@ def out_of_memory_message() -> str:
     return f"Memory ran out. Try {ways}, or close other programs."
 
 
-def _device(name: str) -> torch.device:
+def chosen_device(name: str) -> torch.device:
+    """The device that computes. Raises: UsageError for one that is not there."""
     if name not in ("auto", "cuda", "cpu"):
         raise UsageError(f"device={name!r} is not accepted. Choose auto, cuda or cpu.")
     if name == "cuda" and not torch.cuda.is_available():

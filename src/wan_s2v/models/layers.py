@@ -30,6 +30,39 @@ def input_dtype(layer: nn.Module) -> torch.dtype:
     return getattr(layer, "input_dtype", None) or layer.get_parameter("weight").dtype
 
 
+def in_parts(work: Callable[[Hidden, slice], Tensor], x: Hidden, num_parts: int) -> Tensor:
+    """What `work` makes of (tokens, their place in x), for a part of the tokens at a time.
+
+    A part needs memory of its own only while its turn lasts. Results take the place of the tokens that they are made
+    of, where they are of their kind.
+
+    Args:
+        x: (B, L, C); it may be overwritten.
+        num_parts: nearly equal ones.
+    Returns: (B, L, channels that `work` makes).
+    """
+    if num_parts == 1:
+        return work(x, slice(None))
+    values, out = _values(x), None
+    step = -(-values.shape[1] // num_parts)
+    for start in range(0, values.shape[1], step):
+        place = slice(start, start + step)
+        tokens = Quantized(x.values[:, place], x.scale[:, place]) if isinstance(x, Quantized) else x[:, place]
+        made = work(tokens, place)
+        if out is None:
+            shape = (*values.shape[:-1], made.shape[-1])
+            fits = made.dtype == values.dtype and shape == values.shape and not torch.is_grad_enabled()
+            out = values if fits else made.new_empty(shape)
+        out[:, place] = made
+        del made  # before the next one is made
+    assert out is not None
+    return out
+
+
+def _values(x: Hidden) -> Tensor:
+    return x.values if isinstance(x, Quantized) else x
+
+
 class RMSNorm(nn.Module):
     """RMS norm over the full width, before the split into heads, which are then turned where a table is given."""
 
@@ -46,14 +79,15 @@ class RMSNorm(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention with RMS-normalised queries and keys; parameter names as in diffusers' Wan.
 
-    `attend` is the operation at its heart, (q, k, v) → (B, L, C): another may be put there from outside.
+    `attend` is the operation at its heart, (q, k, v) → (B, L, C): another may be put there from outside. So may
+    `num_parts`, in which the tokens that attend take their turns; keys and values of all are there meanwhile.
     """
 
     attend: Callable[[Tensor, Tensor, Tensor], Tensor]
 
     def __init__(self, dim: int, num_heads: int, eps: float) -> None:
         super().__init__()
-        self.num_heads, self.attend = num_heads, attention
+        self.num_heads, self.attend, self.num_parts = num_heads, attention, 1
         self.to_q = nn.Linear(dim, dim)
         self.to_k = nn.Linear(dim, dim)
         self.to_v = nn.Linear(dim, dim)
@@ -76,14 +110,18 @@ class Attention(nn.Module):
         """Attend from x (B, L, C) to given keys and values, or to x itself; `rotary` turns q and own k.
 
         Where there are more keys than batches, the tokens are shared out among them in order: frame f attends to the
-        sound of frame f.
+        sound of frame f. x may be overwritten.
         """
-        q = self.norm_q(self.to_q(x), rotary)
         k, v = self.keys_values(x, rotary) if keys_values is None else keys_values
-        batch, length = q.shape[:2]
-        attended = self.attend(q.reshape(k.shape[0], -1, *q.shape[2:]), k, v)
-        del q, k, v  # a third of the memory at its highest
-        return self.to_out[0](attended.reshape(batch, length, -1))
+
+        def attend(part: Hidden, tokens: slice) -> Tensor:
+            q = self.norm_q(self.to_q(part), None if rotary is None else rotary.of(tokens))
+            batch, length = q.shape[:2]
+            attended = self.attend(q.reshape(k.shape[0], -1, *q.shape[2:]), k, v)
+            del q
+            return self.to_out[0](attended.reshape(batch, length, -1))
+
+        return in_parts(attend, x, self.num_parts if k.shape[0] == _values(x).shape[0] else 1)
 
 
 class GELULinear(nn.Module):
@@ -98,10 +136,14 @@ class GELULinear(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear layer, GELU, linear layer; parameter names as in diffusers' Wan."""
+    """Linear layer, GELU, linear layer; parameter names as in diffusers' Wan.
+
+    `num_parts`, in which the tokens take their turns, may be set from outside.
+    """
 
     def __init__(self, dim: int, inner_dim: int) -> None:
         super().__init__()
+        self.num_parts = 1
         self.net = nn.ModuleList([GELULinear(dim, inner_dim), nn.Identity(), nn.Linear(inner_dim, dim)])
 
     @property
@@ -110,6 +152,10 @@ class FeedForward(nn.Module):
         return input_dtype(self.net[0].get_submodule("proj"))
 
     def forward(self, x: Hidden) -> Tensor:
+        """(B, L, C), which may be overwritten → (B, L, C)."""
+        return in_parts(lambda part, _tokens: self._apply_to(part), x, self.num_parts)
+
+    def _apply_to(self, x: Hidden) -> Tensor:
         first, last = self.net[0], self.net[2]
         if input_dtype(last) == FLOAT8:
             return last(gelu_rows(first.get_submodule("proj")(x)))

@@ -28,7 +28,7 @@ from wan_s2v.models.layers import (
 )
 from wan_s2v.models.motion import KEEP_ALL, MotionPacker
 from wan_s2v.models.tokens import Grid, TokenLayout
-from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation
+from wan_s2v.ops.norm import Affine, Rows, Stream, Update, modulation
 from wan_s2v.ops.rope import RotaryTable, rotary_table
 
 
@@ -99,32 +99,26 @@ class WanS2VBlock(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
-        pending: Update,
+        stream: Stream,
         time_rows: Tensor,
         num_noise: int,
         rotary: RotaryTable,
         text: KeysValues,
-    ) -> tuple[Tensor, Update]:
-        """One block on the residual stream.
+    ) -> None:
+        """One block on the residual stream; the update of its feed-forward is left pending.
 
         Args:
-            x: (B, L, C) float32; it may be overwritten.
-            pending: of the block before, not yet part of x.
             time_rows: (B, 6, 2, C), time embeddings of noise and context tokens.
-        Returns: the stream, and what is still to be added to it.
         """
-        num_tokens = x.shape[1]
+        num_tokens = stream.x.shape[1]
         rows = (self.scale_shift_table.float()[:, :, None] + time_rows).unbind(1)
         shift1, scale1, gate1, shift2, scale2, gate2 = (Rows(table, num_noise) for table in rows)
         norm1 = modulation(shift1, scale1, num_tokens, self.eps)
-        x, hidden = add_and_norm(x, pending, norm1, self.attn1.input_dtype)
-        update = Update(self.attn1(hidden, rotary=rotary), gate1)
-        x, hidden = add_and_norm(x, update, self._affine(num_tokens), self.attn2.input_dtype)
-        update = Update(self.attn2(hidden, text))
+        stream.pending = Update(self.attn1(stream.norm(norm1, self.attn1.input_dtype), rotary=rotary), gate1)
+        norm2 = self._affine(num_tokens)
+        stream.pending = Update(self.attn2(stream.norm(norm2, self.attn2.input_dtype), text))
         norm3 = modulation(shift2, scale2, num_tokens, self.eps)
-        x, hidden = add_and_norm(x, update, norm3, self.ffn.input_dtype)
-        return x, Update(self.ffn(hidden), gate2)
+        stream.pending = Update(self.ffn(stream.norm(norm3, self.ffn.input_dtype)), gate2)
 
     def _affine(self, num_tokens: int) -> Affine:
         weight, bias = (Rows(value.float()[None, None], num_tokens) for value in (self.norm2.weight, self.norm2.bias))
@@ -270,29 +264,28 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         embedding, noise_rows = self.condition_embedder.time(timestep)
         context_rows = scene.context_modulation.expand_as(noise_rows)
         time_rows = torch.stack((noise_rows, context_rows), dim=2)
-        num_noise, pending = scene.layout.num_noise, Update(x[:, :0])
+        stream = Stream(x)
+        del x
         for index, block in enumerate(self._blocks()):
             text = conditioning.text.keys_values[index]
-            x, pending = block(x, pending, time_rows, num_noise, scene.rotary, text)
+            block(stream, time_rows, scene.layout.num_noise, scene.rotary, text)
             if index in self.audio_inject_layers:
-                x, pending = self._inject_audio(x, pending, self.audio_inject_layers.index(index), conditioning)
-        return self._head(x, pending, embedding, scene.layout)
+                self._inject_audio(stream, self.audio_inject_layers.index(index), conditioning)
+        return self._head(stream, embedding, scene.layout)
 
-    def _inject_audio(
-        self, x: Tensor, pending: Update, injection: int, conditioning: Conditioning
-    ) -> tuple[Tensor, Update]:
-        """The stream with the pending update, and the audio's update of its noise tokens."""
+    def _inject_audio(self, stream: Stream, injection: int, conditioning: Conditioning) -> None:
+        """Leave the audio's update of the noise tokens pending."""
         layout, audio = conditioning.scene.layout, conditioning.audio
         affine = None if audio.modulations is None else audio.modulations[injection]
         norm = self.audio_injector.norm(affine, layout.num_noise, layout.tokens_per_frame)
-        x, hidden = add_and_norm(x, pending, norm, self.audio_injector.dtype)
-        return x, Update(self.audio_injector(hidden, injection, audio.keys_values[injection]))
+        hidden = stream.norm(norm, self.audio_injector.dtype)
+        stream.pending = Update(self.audio_injector(hidden, injection, audio.keys_values[injection]))
 
-    def _head(self, x: Tensor, pending: Update, embedding: Tensor, layout: TokenLayout) -> Tensor:
+    def _head(self, stream: Stream, embedding: Tensor, layout: TokenLayout) -> Tensor:
         table = self.scale_shift_table.float() + embedding[:, None]
         shift, scale = (Rows(row[:, None], layout.num_noise) for row in table.unbind(1))
         norm = modulation(shift, scale, layout.num_noise, self.config.eps)
-        normed = add_and_norm(x, pending, norm, torch.float32)[1]
+        normed = stream.norm(norm, torch.float32)
         assert isinstance(normed, Tensor)
         tokens = linear_float32(normed, self.proj_out)
         pt, ph, pw = self.patch_size

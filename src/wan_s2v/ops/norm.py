@@ -43,6 +43,25 @@ class Update(NamedTuple):
     gate: Rows | None = None
 
 
+class Stream:
+    """The residual stream with its pending update, which is let go as soon as it is added.
+
+    Args:
+        x: (B, L, C) float32; it may be overwritten.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+        self.pending: Update | None = None
+
+    def norm(self, norm: Affine, dtype: torch.dtype) -> Tensor | Quantized:
+        """Add what is pending, and normalise: (B, norm.num_tokens, C) in `dtype`."""
+        update = self.pending or Update(self.x[:, :0])
+        self.pending = None
+        self.x, normed = add_and_norm(self.x, update, norm, dtype)
+        return normed
+
+
 class Affine(NamedTuple):
     """LayerNorm with what follows it: norm(x) · weight + bias.
 

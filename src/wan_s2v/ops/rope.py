@@ -23,6 +23,10 @@ class RotaryTable(NamedTuple):
     cos: Tensor
     sin: Tensor
 
+    def of(self, tokens: slice) -> RotaryTable:
+        """The rows of some tokens."""
+        return RotaryTable(self.cos[tokens], self.sin[tokens])
+
 
 def axis_widths(head_dim: int) -> tuple[int, int, int]:
     """Channels of a head that turn with time, row and column; 128 gives (44, 42, 42)."""

@@ -17,7 +17,7 @@ import torch
 
 from wan_s2v.models.tokens import TokenLayout
 from wan_s2v.runtime.memory import MemoryPolicy, peak_bytes, weight_bytes
-from wan_s2v.runtime.sizes import FULL_VAE, ModelSizes, Work
+from wan_s2v.runtime.sizes import FULL_VAE, TEXT_LEN, ModelSizes, Work, num_tokens
 
 _DECODE_FLOPS_PER_PIXEL: Final = 24.5e12 / (1024 * 704)  # by that VAE, for one latent frame (four frames)
 _ENCODE_SHARE: Final = 0.57  # encoding 19 latent frames took 1.29 s where decoding 39 took 4.39 s (H100, 832x480)
@@ -72,10 +72,10 @@ class Estimate:
 
 def forward_flops(config: Mapping[str, Any], layout: TokenLayout) -> ForwardFlops:
     """One pass of the transformer over one clip; keys and values of text and sound are made once and left out."""
-    width, tokens = config["num_attention_heads"] * config["attention_head_dim"], layout.num_tokens
-    layers, injections = config["num_layers"], len(config["audio_inject_layers"])
-    attention = layers * 4 * tokens * (tokens + config["text_len"]) * width
-    attention += injections * 4 * layout.num_noise * (config["num_audio_tokens"] + 1) * width
+    width, tokens = config["num_attention_heads"] * config["attention_head_dim"], num_tokens(config, layout)
+    layers, injections = config["num_layers"], len(config.get("audio_inject_layers", ()))
+    attention = layers * 4 * tokens * (tokens + config.get("text_len", TEXT_LEN)) * width
+    attention += injections * 4 * layout.num_noise * (config.get("num_audio_tokens", 0) + 1) * width
     per_layer = 6 * width**2 + 2 * width * config["ffn_dim"]  # self-attention 4, cross-attention's queries and output 2
     matmul = 2 * tokens * layers * per_layer + 2 * layout.num_noise * injections * 2 * width**2
     return ForwardFlops(float(attention), float(matmul))
@@ -93,7 +93,7 @@ def estimate(sizes: ModelSizes, work: Work, dtype: torch.dtype, rates: Rates, po
     denoise = sum(steps * forward_flops(sizes.config, work.layout(sizes.config, clip)).total for clip in work.clips)
     vae = _vae_flops(sizes, work)
     multiplied = sizes.parameters.get("text_encoder", 0) - sizes.text_table
-    text = 2.0 * max(multiplied, 0) * sizes.config["text_len"] * work.num_prompts
+    text = 2.0 * max(multiplied, 0) * sizes.text_len * work.num_prompts
     speech = 2.0 * sizes.parameters.get("audio_encoder", 0) * _SPEECH_STATES_PER_S * work.sound_s
     dense = denoise + text + speech
     vae_seconds = vae / (rates.convolution * _VAE_EFFICIENCY)
@@ -144,7 +144,7 @@ def _vae_flops(sizes: ModelSizes, work: Work) -> float:
     """Reference image; per clip a decode with its prefix; and after each but the last an encode of the history."""
     positions = work.height * work.width / sizes.vae_patch**2
     per_frame = _DECODE_FLOPS_PER_PIXEL * positions * sizes.parameters["vae"] / FULL_VAE
-    history = sum(sizes.config["motion_buckets"])  # latent frames, encoded and decoded again beside every clip
+    history = sum(sizes.config.get("motion_buckets", ()))  # latent frames, encoded and decoded again beside every clip
     decoded = sum(frames + (history if has_motion else 1) for frames, has_motion in work.clips)
-    encoded = 1 + history * (len(work.clips) - 1 + work.clips[0][1])
+    encoded = work.num_encoded + history * (len(work.clips) - 1 + work.clips[0][1])
     return per_frame * (decoded + _ENCODE_SHARE * encoded)

@@ -7,6 +7,7 @@ the originals are kept in main memory. Taking LoRAs off puts the very same layer
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.layers import GELULinear, Hidden, input_dtype
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.float8 import Quantized
-from wan_s2v.weights.lora import LoRA, LowRank, check_weight
+from wan_s2v.weights.lora import LoRA, LoRAFile, LowRank, check_weight, lora_shapes
 
 _CALLED: Final = ("blocks.", "audio_injector.", "condition_embedder.text_embedder.")  # linear layers the model calls
 _READ: Final = ("condition_embedder.time_", "proj_out", "audio_encoder.final_linear")  # those of `linear_float32`
@@ -227,6 +228,16 @@ class Adapters:
         if self._hook is not None:
             self._hook.remove()
             self._hook = None
+
+
+def branch_bytes(file: LoRAFile, config: Mapping[str, Any], dtype: torch.dtype) -> int:
+    """Memory that a LoRA takes on a transformer, told from its header: that of the matrices beside layers.
+
+    What is added to parameters takes none. Raises: UsageError and CheckpointError, as `check_lora`.
+    """
+    shapes = lora_shapes(file, config)
+    beside = [slot for slot in shapes if slot.role in ("down", "up") and slot.parameter.startswith((*_CALLED, *_READ))]
+    return dtype.itemsize * sum(math.prod(shapes[slot]) for slot in beside)
 
 
 def _parameter(transformer: WanS2VTransformer, name: str) -> nn.Parameter:

@@ -1,12 +1,13 @@
 """How much memory a run takes, and what is given up so that it fits: decided from sizes, before any weight is loaded.
 
 Policies in the order of what they cost: all parts stay on the device; the text encoder, which works once, leaves it to
-the others; every part leaves it to the next; the blocks of the transformer come one after the other while others work.
-At each of them frames may go through the VAE in strips.
+the others; every part leaves it to the next; the blocks of the transformer come one after the other while others work;
+and tokens go through them part by part. At each of them frames may go through the VAE in strips.
 """
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import product
@@ -14,19 +15,28 @@ from typing import Final, Literal
 
 import torch
 
-from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work
+from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work, num_tokens
+from wan_s2v.vae import fitting_latents
 
 Offload = Literal["none", "text", "model", "block"]
 OFFLOADS: Final[tuple[Offload, ...]] = ("none", "text", "model", "block")
 _STRIPS: Final = (1, 2, 4, 8)
+_TOKEN_PARTS: Final = (2, 4, 8)  # a 16th part would save no more than a fortieth of a forward's memory
 SLOTS: Final = 2  # blocks on the device that are not to stay there: one works, the next one arrives
 
-# Peak of a forward beyond the weights, in bytes per token and channel, where our kernels run: the residual stream and
-# the context tokens are float32; what a block holds at once is as wide as the weights. Counted from the tensors that
-# are alive (17.4 in bf16, and 2 to 4 for context), with some to spare; not yet compared with a GPU's own count.
-_STREAM_BYTES: Final = 12
-_WORKING_COPIES: Final = 6
-_MAP_COPIES: Final = 8  # maps of full resolution that a causal convolution holds, its cache included
+# What a block holds at once where our kernels run, counted from the tensors that are alive; not yet compared with a
+# GPU's own count. The residual stream is float32; all else is as wide as the weights, in copies of the stream's shape:
+# tokens, their keys and values, which 8-bit attention has rounded beside them; and of a part of the tokens the queries
+# and what they attended to. Plain PyTorch holds most where it turns keys, in four maps of float32.
+_STREAM_BYTES: Final = 4
+_KEPT_COPIES: Final = {"kernels": 3, "float8": 5, "plain": 3}
+_PART_COPIES: Final = 2
+_PLAIN_TURN_BYTES: Final = 16
+# Maps of full resolution and four frames that are alive in the VAE, counted on one with the Wan2.1 VAE's proportions:
+# for each latent that goes through it at once, and for the past of its causal convolutions.
+_LATENT_MAPS: Final = 5
+_DECODER_PAST: Final = 6.2
+_ENCODER_PAST: Final = 4.7
 _DECODE_MARGIN: Final = 20  # pixels on both sides of a strip that the costliest levels see
 _ENCODE_MARGIN: Final = 72
 _DEVICE_TO_SPARE: Final = 600 << 20  # bytes for libraries' workspaces and for what no block of memory fits exactly
@@ -43,11 +53,13 @@ class MemoryPolicy:
             the others arriving while those work.
         resident_blocks: of a transformer, with "block"; they stay there during a clip.
         vae_strips: of a frame that go through the VAE one after the other.
+        token_parts: in which tokens go through a block's attentions and its feed-forward one after the other.
     """
 
     offload: Offload = "none"
     resident_blocks: int = 0
     vae_strips: int = 1
+    token_parts: int = 1
 
     def stay_together(self, one: str, other: str) -> bool:
         """Whether two components may be on the device at once."""
@@ -65,8 +77,11 @@ class MemoryPolicy:
             return replace(self, vae_strips=2 * self.vae_strips)
         if self.resident_blocks:
             return replace(self, resident_blocks=self.resident_blocks // 2)
-        following = OFFLOADS.index(self.offload) + 1
-        return None if following == len(OFFLOADS) else replace(self, offload=OFFLOADS[following])
+        if self.offload != OFFLOADS[-1]:
+            return replace(self, offload=OFFLOADS[OFFLOADS.index(self.offload) + 1])
+        if stage == "denoise" and self.token_parts < _TOKEN_PARTS[-1]:
+            return replace(self, token_parts=2 * self.token_parts)
+        return None
 
     @property
     def description(self) -> str:
@@ -77,6 +92,8 @@ class MemoryPolicy:
             "model": "one part there at a time",
             "block": f"blocks arrive as they work, {self.resident_blocks} stay",
         }[self.offload]
+        if self.token_parts > 1:
+            words += f"; tokens go through them in {self.token_parts} parts"
         return words if self.vae_strips == 1 else f"{words}; frames through the VAE in {self.vae_strips} strips"
 
 
@@ -89,7 +106,9 @@ def weight_bytes(sizes: ModelSizes, dtype: torch.dtype) -> dict[str, int]:
     widths["vae"] = sizes.vae_dtype.itemsize
     packed = {name: sizes.packed.get(name, PackedSize(0, 0)) for name in sizes.parameters}
     return {
-        name: (count - packed[name].parameters) * widths.get(name, 4) + packed[name].num_bytes
+        name: (count - packed[name].parameters) * widths.get(name, 4)
+        + packed[name].num_bytes
+        + (sizes.lora_bytes if name.startswith("transformer") else 0)
         for name, count in sizes.parameters.items()
     }
 
@@ -108,15 +127,15 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
             if policy.stay_together(component, name)
         )
 
-    tokens = max(work.layout(sizes.config, clip).num_tokens for clip in work.clips)
-    text_len = sizes.config["text_len"]
-    forward = tokens * sizes.width * (_STREAM_BYTES + _WORKING_COPIES * dtype.itemsize)
-    forward += work.passes * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
+    text_len = sizes.text_len
     transformers = [name for name in ("transformer", "transformer_2") if name in weights]
+    texts = len(transformers) * work.num_prompts * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
+    forward = max(_forward_bytes(sizes, work, dtype, policy, clip) for clip in work.clips)
+    kept = _carried_past(sizes, work, policy) if policy.offload in ("none", "text") else 0  # else in main memory
     found = {
-        "denoise": max(present(name) for name in transformers) + forward,
-        "encode": present("vae") + _maps(sizes, work, policy, _ENCODE_MARGIN),
-        "decode": present("vae") + _maps(sizes, work, policy, _DECODE_MARGIN) + _frames(work),
+        "denoise": max(present(name) for name in transformers) + texts + forward + kept,
+        "encode": present("vae") + _encode_bytes(sizes, work, policy) + kept,
+        "decode": present("vae") + _decode_bytes(sizes, work, policy),
     }
     if "text_encoder" in weights:
         found["text"] = present("text_encoder") + _TEXT_COPIES * text_len * sizes.config["text_dim"] * dtype.itemsize
@@ -150,6 +169,8 @@ def _policies(sizes: ModelSizes, least: Offload) -> Iterator[MemoryPolicy]:
         resident = range(sizes.num_layers - SLOTS - 1, -1, -1) if offload == "block" else (0,)
         for blocks, strips in product(resident, _STRIPS):
             yield MemoryPolicy(offload, max(blocks, 0), strips)
+    for parts, strips in product(_TOKEN_PARTS, _STRIPS):
+        yield MemoryPolicy(OFFLOADS[-1], 0, strips, parts)
 
 
 def _resident_bytes(sizes: ModelSizes, policy: MemoryPolicy, name: str, count: int) -> int:
@@ -158,24 +179,70 @@ def _resident_bytes(sizes: ModelSizes, policy: MemoryPolicy, name: str, count: i
         return count
     if name.startswith("transformer"):
         there = min(1.0, (policy.resident_blocks + SLOTS) / sizes.num_layers)
-        return int(count * (1 - sizes.block_share * sizes.num_layers * (1 - there)))
+        derived = sizes.block_share * sizes.num_layers * (count - sizes.lora_bytes) + sizes.lora_bytes
+        return int(count - sizes.block_bytes.get(name, derived) * (1 - there))
     if name == "text_encoder":  # its blocks are alike, and the table is most of the rest
         rest = sizes.text_table / sizes.parameters[name]
         return int(count * (rest + (1 - rest) * min(1.0, SLOTS / sizes.text_layers)))
     return count
 
 
-def _maps(sizes: ModelSizes, work: Work, policy: MemoryPolicy, margin: int) -> int:
-    """The VAE's widest maps of one latent frame (four frames), of a strip with its margins."""
+def _forward_bytes(
+    sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: MemoryPolicy, clip: tuple[int, bool]
+) -> int:
+    """Of the transformer, beyond weights and the keys and values of prompts: at its highest, in a block."""
+    layout, parts = work.layout(sizes.config, clip), policy.token_parts
+    tokens = num_tokens(sizes.config, layout)
+    kept = _KEPT_COPIES[sizes.blocks_run]
+    # Before and after the GELU, where a LoRA keeps both from being one kernel.
+    feed_forward = 1 + 2 * sizes.config["ffn_dim"] / sizes.width / parts
+    most = dtype.itemsize * max(kept + _PART_COPIES / parts, feed_forward)
+    if sizes.blocks_run == "plain":
+        most = max(most, dtype.itemsize * kept + _PLAIN_TURN_BYTES)
+    block = tokens * (_STREAM_BYTES + most)
+    prepared = 4 * (tokens - layout.num_noise * (not work.has_pose))  # float32, as the scene keeps them
+    return int((block + prepared) * sizes.width)
+
+
+def _encode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """Of the VAE's encoder at its highest, in a strip."""
+    share = _strip_share(work, policy, _ENCODE_MARGIN)
+    maps = _ENCODER_PAST + _LATENT_MAPS * _latents_at_once(sizes, work, policy)
+    return int(_map_bytes(sizes, work) * share * maps)
+
+
+def _decode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """Of the VAE's decoder at its highest, in a strip; and the finished frames, once in parts and once together."""
+    share = _strip_share(work, policy, _DECODE_MARGIN)
+    strip = _map_bytes(sizes, work) * share
+    past = _carried_past(sizes, work, policy) or _DECODER_PAST * strip
+    frames = max(4 * count for count, _ in work.clips) * 3 * 4 * work.height * work.width
+    return int(past + _LATENT_MAPS * _latents_at_once(sizes, work, policy) * strip) + 2 * frames
+
+
+def _carried_past(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """The decoder's past of all strips, where it is kept from one clip to the next."""
+    margins = 2 * _DECODE_MARGIN * (policy.vae_strips - 1) / max(work.height, work.width)
+    return int(_DECODER_PAST * (1 + margins) * _map_bytes(sizes, work)) if work.carries_past else 0
+
+
+def _map_bytes(sizes: ModelSizes, work: Work) -> float:
+    """The VAE's widest map of one latent frame (four frames)."""
+    return 4 * sizes.vae_dtype.itemsize * sizes.vae_channels * work.height * work.width / sizes.vae_patch**2
+
+
+def _strip_share(work: Work, policy: MemoryPolicy, margin: int) -> float:
+    """A strip with its margins, of a frame."""
     strips = policy.vae_strips
-    share = 1.0 if strips == 1 else min(1.0, 1 / strips + 2 * margin / max(work.height, work.width))
-    pixels = work.height * work.width / sizes.vae_patch**2
-    return int(_MAP_COPIES * 4 * sizes.vae_dtype.itemsize * sizes.vae_channels * pixels * share)
+    return 1.0 if strips == 1 else min(1.0, 1 / strips + 2 * margin / max(work.height, work.width))
 
 
-def _frames(work: Work) -> int:
-    """The finished frames of the longest clip, once in parts and once together."""
-    return max(4 * frames for frames, _ in work.clips) * 3 * 4 * work.height * work.width * 2
+def _latents_at_once(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
+    """Latents that go through the VAE's largest level together."""
+    if policy.vae_strips > 1:
+        return 1
+    rows, columns = work.height // sizes.vae_patch, work.width // sizes.vae_patch
+    return fitting_latents(rows, columns, sizes.vae_channels, sizes.vae_dtype)
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -190,11 +257,22 @@ def free_bytes(device: torch.device) -> int | None:
         return None
 
 
+def resident_bytes() -> int:
+    """Main memory that this process has now; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
 def device_budget(device: torch.device, held: int = 0) -> int | None:
     """Bytes of a device that a run may use: what is free there, and what this program holds or keeps in reserve."""
     free = free_bytes(device)
-    if free is None or device.type != "cuda":
-        return free
+    if free is None:
+        return None
+    if device.type != "cuda":
+        return free + held
     reserve = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda _device: 1.0)(device)
     capped = int(share * torch.cuda.get_device_properties(device).total_memory) - torch.cuda.memory_reserved(device)

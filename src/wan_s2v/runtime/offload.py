@@ -13,6 +13,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from wan_s2v.models.layers import Attention, FeedForward
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.runtime.memory import SLOTS, MemoryPolicy, free_bytes
 
@@ -43,6 +44,8 @@ class Placement:
 
     def __exit__(self, *exception: object) -> None:
         self.clear()
+        for module in self._modules.values():
+            _split_tokens(module, 1)
         for stream in self._streams.values():
             stream.close()
         self._streams.clear()
@@ -60,6 +63,7 @@ class Placement:
                 module.to(self.device)
         elif name not in self._present:
             self._present[name] = self._bring(name, module)
+        _split_tokens(module, self.policy.token_parts)
         return module
 
     def change(self, policy: MemoryPolicy) -> None:
@@ -95,6 +99,13 @@ class Placement:
                 stream.close()
             stream = self._streams[name] = BlockStream(streamed, self.device)
         return _Visit(module, self.device, stream)
+
+
+def _split_tokens(module: nn.Module, num_parts: int) -> None:
+    """Have tokens go through a transformer's attentions and feed-forwards in so many parts."""
+    for layer in module.modules():
+        if isinstance(layer, Attention | FeedForward):
+            layer.num_parts = num_parts
 
 
 class _Visit:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from wan_s2v.denoise import make_scheduler
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
+from wan_s2v.schedulers import make_scheduler
 from wan_s2v.training.examples import Examples
 from wan_s2v.training.loop import Budget, Loop
 from wan_s2v.training.transformer import FLOW_SHIFT, Batch, squared_error, train_on_windows

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKLWan
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
@@ -28,6 +28,7 @@ from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.gguf import BLOCKS
 from wan_s2v.weights.configs import (
     count,
+    plain_transformer_config,
     speech_encoder_config,
     text_encoder_config,
     transformer_config,
@@ -36,16 +37,20 @@ from wan_s2v.weights.configs import (
 from wan_s2v.weights.files import WeightSet, find_weight_set, read_headers, read_json, read_metadata
 from wan_s2v.weights.gguf import CONFIG_KEY
 from wan_s2v.weights.names import (
-    S2V_REPOSITORY,
+    REPOSITORIES,
+    TASKS,
+    Task,
     inverse,
     is_speech_encoder,
     is_text_encoder,
     is_vae,
+    plain_transformer_names,
     rename,
     require_known_format,
-    require_s2v,
+    require_task,
     speech_encoder_name,
     strip_prefix,
+    task_of,
     text_encoder_names,
     transformer_names,
     vae_names,
@@ -57,11 +62,15 @@ from wan_s2v.weights.places import (
     Layout,
     find_others,
     find_transformers,
+    layout_of,
     locate,
     usual_name,
 )
 from wan_s2v.weights.tensors import FLOAT8, StoredTensor
 
+_AUDIO_PARTS = {"audio_encoder", "audio_processor"}
+_BOUNDARIES: dict[Task, float] = {"t2v": 0.875, "i2v": 0.9}  # of the official settings; no published file states them
+_FULL_WIDTHS: dict[Task, tuple[int, str]] = {"t2v": (40, "a14b"), "i2v": (40, "a14b"), "ti2v": (24, "5b")}  # heads
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _LARGE = ("transformer", "transformer_2", "text_encoder")
 _TABLES = ("shared.weight", "relative_attention_bias.weight", "token_type_embedding.weight")  # looked up
@@ -122,7 +131,8 @@ class Checkpoint:
 
     root: Path
     layout: Layout
-    kind: str  # "s2v-14b", or "s2v" for any other size
+    task: Task
+    kind: str  # "s2v-14b", "t2v-a14b", "i2v-a14b", "ti2v-5b", or the task alone for any other size
     models: Mapping[str, ModelFiles]
     tokenizer: Path | None  # a folder, or a file of the text encoder that has it inside
     audio_processor: Path | None  # a folder, or the speech encoder's file, which stands for the usual settings
@@ -141,6 +151,7 @@ def find_checkpoint(
     components: str | Path | Sequence[str | Path] | None = None,
     skip: frozenset[str] = frozenset(),
     boundary_ratio: float | None = None,
+    tasks: frozenset[Task] = frozenset({"s2v"}),
 ) -> Checkpoint:
     """Everything that loading needs to know, after checking every file, name and shape.
 
@@ -150,34 +161,58 @@ def find_checkpoint(
             the file's own folder. ComfyUI's folder of models is one of those accepted.
         skip: components that will not be used and may be absent, e.g. {"text_encoder", "tokenizer"}.
         boundary_ratio: noise level (0…1) where the second expert takes over, if the checkpoint does not state it.
+        tasks: what the model may do; one that does something else is refused by its name.
     Raises:
         UsageError: `model` or `components` does not exist.
         CheckpointError: anything missing, damaged, of another model or contradictory.
     """
     root = locate(model)
     given = _component_places(components)
-    layout: Layout = "official"
-    if root.is_file():
-        layout = "single_file"
-    elif (root / "model_index.json").is_file():
-        layout = "diffusers"
+    layout = layout_of(root)
     transformers = find_transformers(root, layout)
-    headers = {name: _transformer_headers(place, len(transformers) > 1) for name, place in transformers.items()}
+    headers = {name: _transformer_headers(place, len(transformers) > 1, tasks) for name, place in transformers.items()}
+    task = _task(transformers["transformer"], headers["transformer"][0])
     places = given or [root.parent if root.is_file() else root]
     channels = _latent_channels(headers["transformer"][0])
+    skip = skip if task == "s2v" else skip | _AUDIO_PARTS
     others = {name: place for name, place in find_others(places, channels).items() if name not in skip}
-    _require_complete(root, transformers, [weights for _, weights in headers.values()], others)
+    _require_complete(root, task, transformers, [weights for _, weights in headers.values()], others)
     models = {name: _transformer(name, place, headers[name][0]) for name, place in transformers.items()}
     for name, read in (("vae", read_vae), ("text_encoder", read_text_encoder), ("audio_encoder", read_audio_encoder)):
         place = others.get(name)
         if place is not None:
             models[name] = read(place)
     _require_fit(models)
-    ratio = _boundary(root, boundary_ratio) if len(transformers) > 1 else None
+    ratio = _boundary(root, boundary_ratio, _BOUNDARIES.get(task)) if len(transformers) > 1 else None
     defaults = _sampling_defaults(root)
-    kind = "s2v-14b" if models["transformer"].config == S2V_14B else "s2v"
+    kind = _kind(task, models["transformer"].config)
     tokenizer, processor = others.get("tokenizer"), others.get("audio_processor")
-    return Checkpoint(root, layout, kind, models, tokenizer, processor, ratio, defaults)
+    return Checkpoint(root, layout, task, kind, models, tokenizer, processor, ratio, defaults)
+
+
+def read_task(model: str | Path) -> Task:
+    """What a model does, from the headers of its transformer alone; arguments and errors as `find_checkpoint`."""
+    root = locate(model)
+    transformers = find_transformers(root, layout_of(root))
+    headers, _ = _transformer_headers(transformers["transformer"], len(transformers) > 1, TASKS)
+    return _task(transformers["transformer"], headers)
+
+
+def _task(place: Path, headers: Mapping[str, StoredTensor]) -> Task:
+    """By the tensors, or by what the config states where the telling ones are missing."""
+    found, config = task_of(headers), place / "config.json"
+    if found is None and config.is_file():
+        stated = read_json(config).get("model_type")
+        found = next((task for task in REPOSITORIES if task == stated), None)
+    return found or "s2v"
+
+
+def _kind(task: Task, config: Mapping[str, Any]) -> str:
+    if task == "s2v":
+        return "s2v-14b" if config == S2V_14B else "s2v"
+    heads, size = _FULL_WIDTHS[task]
+    is_full = (config["num_attention_heads"], config["attention_head_dim"]) == (heads, 128)
+    return f"{task}-{size}" if is_full else task
 
 
 def _component_places(components: str | Path | Sequence[str | Path] | None) -> list[Path]:
@@ -221,7 +256,7 @@ def build_on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
     """The module of a component, without memory."""
     with torch.device("meta"):
         if name in {"transformer", "transformer_2"}:
-            return WanS2VTransformer(**config)
+            return WanS2VTransformer(**config) if "audio_inject_layers" in config else WanTransformer3DModel(**config)
         if name == "vae":
             return cast(nn.Module, AutoencoderKLWan(**config))
         if name == "text_encoder":
@@ -230,33 +265,42 @@ def build_on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
         return Wav2Vec2Model(Wav2Vec2Config.from_dict(dict(config)))
 
 
-def _transformer_headers(place: Path, two_experts: bool) -> tuple[dict[str, StoredTensor], WeightSet]:
+def _transformer_headers(
+    place: Path, two_experts: bool, tasks: frozenset[Task]
+) -> tuple[dict[str, StoredTensor], WeightSet]:
     """Tensors of a transformer's files that are there; another model is recognised once all of them are."""
     weights = WeightSet((place,), ()) if place.is_file() else find_weight_set(place, "diffusion_pytorch_model")
     headers = strip_prefix(read_headers(weights.files))
     if not weights.missing:
-        require_s2v(headers, str(place), two_experts)
+        require_task(headers, str(place), two_experts, tasks)
     return headers, weights
 
 
 def _latent_channels(headers: Mapping[str, StoredTensor]) -> int:
+    """Of the VAE; an I2V transformer takes those of the picture and a mask beside them."""
     stored = headers.get("patch_embedding.weight")
-    return stored.shape[1] if stored and len(stored.shape) == 5 else 16
+    return stored.shape[1] if stored and len(stored.shape) == 5 and task_of(headers) != "i2v" else 16
 
 
 def _require_complete(
-    root: Path, transformers: Mapping[str, Path], weights: list[WeightSet], others: Mapping[str, Path | None]
+    root: Path,
+    task: Task,
+    transformers: Mapping[str, Path],
+    weights: list[WeightSet],
+    others: Mapping[str, Path | None],
 ) -> None:
     """Raises: CheckpointError that lists everything missing at once."""
     missing = [str(path.relative_to(root)) for item in weights for path in item.missing if path.is_relative_to(root)]
     folders = [place for place in transformers.values() if not place.is_file()]
     missing += [str((p / "config.json").relative_to(root)) for p in folders if not (p / "config.json").is_file()]
-    missing += [f"the {PART_NAMES[name]} ({usual_name(root, name)})" for name, place in others.items() if place is None]
+    channels = 48 if task == "ti2v" else 16
+    absent = [name for name, place in others.items() if place is None]
+    missing += [f"the {PART_NAMES[name]} ({usual_name(root, name, channels)})" for name in absent]
     if missing:
         where = f" --target {root}" if root.is_dir() else ""
         raise CheckpointError(
             f"{root} is not complete; missing: {', '.join(missing)}. Get the rest with: wan-s2v download"
-            f" {S2V_REPOSITORY}{where}"
+            f" {REPOSITORIES[task]}{where}"
         )
 
 
@@ -265,12 +309,26 @@ def _transformer(name: str, place: Path, headers: Mapping[str, StoredTensor]) ->
         stated, where = _stated_in_file(place), str(place)
     else:
         stated, where = read_json(place / "config.json"), str(place / "config.json")
+    task = task_of(headers) or "s2v"
+    if task != "s2v":
+        return _plain_transformer(name, task, headers, stated, where)
     if "casual_audio_encoder.weights" not in headers:
         config = {**S2V_14B, **_keywords(stated, S2V_14B)}
         _require_buckets(config["motion_buckets"], where)
         return _checked(name, config, headers, {}, str(place))
     config = transformer_config(headers, stated, where)
     return _checked(name, config, headers, transformer_names(config), str(place))
+
+
+def _plain_transformer(
+    name: str, task: Task, headers: Mapping[str, StoredTensor], stated: Mapping[str, Any], where: str
+) -> ModelFiles:
+    if "head.head.weight" in headers:
+        config = plain_transformer_config(task, headers, stated, where)
+        return _checked(name, config, headers, plain_transformer_names(config), where)
+    known = inspect.signature(WanTransformer3DModel.__init__).parameters
+    defaults = {key: item.default for key, item in known.items() if key != "self"}
+    return _checked(name, defaults | _keywords(stated, defaults), headers, {}, where)
 
 
 def _require_buckets(buckets: Any, where: str) -> None:
@@ -413,11 +471,11 @@ def _misfits(models: Mapping[str, ModelFiles]) -> Iterator[str]:
     if "transformer_2" in models:
         shared = ("in_channels", "out_channels", "pose_channels", "patch_size", "text_dim", "text_len", "audio_dim")
         other = models["transformer_2"].config
-        differ = [key for key in shared if config[key] != other[key]]
+        differ = [key for key in shared if config.get(key) != other.get(key)]
         yield from (f"The experts differ in {key}: {config[key]} and {other[key]}" for key in differ)
-    vae = models["vae"].config.get("z_dim", 16) if "vae" in models else config["in_channels"]
-    if vae != config["in_channels"]:
-        yield f"The VAE makes {vae} latent channels, the transformer takes {config['in_channels']}"
+    vae = models["vae"].config.get("z_dim", 16) if "vae" in models else config["out_channels"]
+    if vae != config["out_channels"]:
+        yield f"The VAE makes {vae} latent channels, the transformer takes {config['out_channels']}"
     text = models["text_encoder"].config["d_model"] if "text_encoder" in models else config["text_dim"]
     if text != config["text_dim"]:
         yield f"The text encoder is {text} wide, the transformer takes {config['text_dim']}"
@@ -443,12 +501,13 @@ def _sampling_defaults(root: Path) -> dict[str, Any] | None:
     return None
 
 
-def _boundary(root: Path, given: float | None) -> float:
-    """The noise level where the experts change, in 0…1."""
+def _boundary(root: Path, given: float | None, usual: float | None) -> float:
+    """The noise level where the experts change, in 0…1: as given, as stated, or as usual."""
     stated: Any = given
     for file in ("model_index.json", "high_noise_model/config.json", "configuration.json"):
         if stated is None and (root / file).is_file():
             stated = read_json(root / file).get("boundary_ratio")
+    stated = usual if stated is None else stated
     if not isinstance(stated, int | float) or not 0 < stated < 1:
         raise CheckpointError(
             f"{root} has two experts but boundary_ratio is {stated}, where a number between 0 and 1 is needed. Pass"

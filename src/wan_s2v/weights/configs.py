@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from wan_s2v.errors import CheckpointError
 from wan_s2v.models.config import S2V_14B
+from wan_s2v.weights.names import Task
 from wan_s2v.weights.tensors import StoredTensor
 
 Headers = Mapping[str, StoredTensor]
@@ -46,6 +47,7 @@ _FIXED: Final = {  # variants of the official code that no published checkpoint 
     "trainable_token_pos_emb": False,
     "zero_timestep": True,
 }
+_FIXED_PLAIN: Final = {"text_len": 512, "qk_norm": True, "cross_attn_norm": True, "window_size": [-1, -1]}
 _OFFICIAL_EXTRAS: Final = {
     "_class_name": "WanModel_S2V",
     "add_last_motion": True,
@@ -202,10 +204,36 @@ def transformer_config(headers: Headers, stated: Mapping[str, Any], where: str) 
     Raises: CheckpointError if the file contradicts the tensors, names an unsupported variant, or leaves open what the
         tensors cannot tell.
     """
-    for key, accepted in _FIXED.items():
+    _require_fixed(_FIXED, stated, where)
+    sizes = _plain_sizes(headers) | _speech_sizes(headers)
+    return {
+        **sizes,
+        **_settled(sizes, headers, stated, where),
+        "text_len": int(stated.get("text_len", S2V_14B["text_len"])),
+        "audio_inject_layers": _inject_layers(headers, stated, sizes["num_layers"], where),
+        "motion_drop_mode": str(stated.get("framepack_drop_mode", S2V_14B["motion_drop_mode"])),
+        "motion_buckets": S2V_14B["motion_buckets"],
+    }
+
+
+def plain_transformer_config(task: Task, headers: Headers, stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Config of diffusers' `WanTransformer3DModel` from official tensors and what a config.json (or {}) states.
+
+    Raises: CheckpointError as `transformer_config`.
+    """
+    _require_fixed(_FIXED_PLAIN | {"model_type": task}, stated, where)
+    sizes = _plain_sizes(headers)
+    return sizes | _settled(sizes, headers, stated, where)
+
+
+def _require_fixed(fixed: Mapping[str, Any], stated: Mapping[str, Any], where: str) -> None:
+    for key, accepted in fixed.items():
         if stated.get(key, accepted) != accepted:
             raise CheckpointError(f"{where}: {key}={stated[key]!r} is not supported; accepted is {accepted!r}.")
-    sizes = _transformer_sizes(headers)
+
+
+def _settled(sizes: Mapping[str, Any], headers: Headers, stated: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Heads and epsilon, which tensors do not show, after comparing the sizes that they do show with the stated."""
     width = shape_of(headers, "patch_embedding.weight")[0]
     seen = {official: sizes[ours] for official, ours in _OFFICIAL_KEYS.items() if ours in sizes} | {"dim": width}
     for key, value in seen.items():
@@ -216,16 +244,8 @@ def transformer_config(headers: Headers, stated: Mapping[str, Any], where: str) 
                 " fetch it again."
             )
     heads = _num_heads(stated, width, where)
-    return {
-        **sizes,
-        "num_attention_heads": heads,
-        "attention_head_dim": width // heads,
-        "text_len": int(stated.get("text_len", S2V_14B["text_len"])),
-        "eps": float(stated.get("eps", S2V_14B["eps"])),
-        "audio_inject_layers": _inject_layers(headers, stated, sizes["num_layers"], where),
-        "motion_drop_mode": str(stated.get("framepack_drop_mode", S2V_14B["motion_drop_mode"])),
-        "motion_buckets": S2V_14B["motion_buckets"],
-    }
+    eps = float(stated.get("eps", S2V_14B["eps"]))
+    return {"num_attention_heads": heads, "attention_head_dim": width // heads, "eps": eps}
 
 
 def official_transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -245,18 +265,23 @@ def official_transformer_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted((_OFFICIAL_EXTRAS | _FIXED | stated).items()))
 
 
-def _transformer_sizes(headers: Headers) -> dict[str, Any]:
+def _plain_sizes(headers: Headers) -> dict[str, Any]:
     _, in_channels, *patch = shape_of(headers, "patch_embedding.weight")
-    local = shape_of(headers, "casual_audio_encoder.encoder.conv1_local.conv.weight")
     return {
         "patch_size": tuple(patch),
         "in_channels": in_channels,
         "out_channels": shape_of(headers, "head.head.weight")[0] // math.prod(patch),
-        "pose_channels": shape_of(headers, "cond_encoder.weight")[1],
         "ffn_dim": shape_of(headers, "blocks.0.ffn.0.weight")[0],
         "num_layers": count(headers, "blocks"),
         "freq_dim": shape_of(headers, "time_embedding.0.weight")[1],
         "text_dim": shape_of(headers, "text_embedding.0.weight")[1],
+    }
+
+
+def _speech_sizes(headers: Headers) -> dict[str, Any]:
+    local = shape_of(headers, "casual_audio_encoder.encoder.conv1_local.conv.weight")
+    return {
+        "pose_channels": shape_of(headers, "cond_encoder.weight")[1],
         "audio_dim": local[1],
         "num_audio_layers": shape_of(headers, "casual_audio_encoder.weights")[1],
         "num_audio_tokens": local[0] // shape_of(headers, "casual_audio_encoder.encoder.conv2.conv.weight")[1],

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
@@ -77,9 +78,11 @@ def load_model(
     """One model with its weights on `device`, computing in `dtype`.
 
     Linear layers that are stored in float8 or in GGUF blocks stay so, as `PackedLinear`; every other weight is in
-    `dtype`. See `ModelFiles.stays_packed`.
+    `dtype`, but in float32 where diffusers' transformer keeps it so. See `ModelFiles.stays_packed`.
     """
     module = build_on_meta(model.name, model.config)
+    is_plain = isinstance(module, WanTransformer3DModel)
+    exact = set(WanTransformer3DModel._keep_in_fp32_modules) if is_plain else set()
     names = {(stored.file, stored.name): name for name, stored in model.tensors.items()}
     done = 0
     for stored, values in iterate_stored(model.tensors.values()):
@@ -91,15 +94,24 @@ def load_model(
             _replace_linear(module, name.removesuffix(".weight"), stored, values, dtype)
         else:
             path, _, leaf = name.rpartition(".")
-            value = values.expand(stored).to(dtype).contiguous()
+            wanted = torch.float32 if exact & set(name.split(".")) else dtype
+            value = values.expand(stored).to(wanted).contiguous()
             setattr(module.get_submodule(path), leaf, nn.Parameter(value))
         done += stored.num_bytes
         if progress:
             progress(model.name, done, model.total_bytes)
     if model.name == "text_encoder":
         module.get_submodule("encoder.embed_tokens").weight = module.get_submodule("shared").weight
+    if is_plain:
+        module.rope = _rotary_table(module).to(device)
     assert not any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())), model.name
     return module.eval()
+
+
+def _rotary_table(transformer: WanTransformer3DModel) -> nn.Module:
+    """Its tables of angles, which are computed and not stored, so that the meta device has none."""
+    config = transformer.config
+    return type(transformer.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
 
 def _replace_linear(

@@ -135,6 +135,12 @@ def check_lora(file: LoRAFile, config: Mapping[str, Any]) -> tuple[str, ...]:
     return _notes(opened, _lay_out(opened, config))
 
 
+def lora_shapes(file: LoRAFile, config: Mapping[str, Any]) -> dict[Slot, Shape]:
+    """What a LoRA brings for which parameter, told from the file's header; the same errors as `check_lora`."""
+    opened = _open(file.path, None)
+    return {slot: opened.shapes[key] for slot, key in _lay_out(opened, config).keys.items()}
+
+
 def _lay_out(opened: _Opened, config: Mapping[str, Any]) -> Layout:
     if opened.config.get("use_dora"):
         raise CheckpointError(f"{opened.name} is a DoRA, as its config says, which is not supported. Use a plain LoRA.")

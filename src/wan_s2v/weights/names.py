@@ -9,19 +9,27 @@ Source: Wan-Video/Wan2.2 `wan/modules/` (s2v, vae2_1.py, vae2_2.py, t5.py).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from wan_s2v.errors import CheckpointError
 from wan_s2v.ops.gguf import BLOCKS
 from wan_s2v.weights.tensors import FLOAT8, INT8_ROWS, StoredTensor
 
+Task = Literal["s2v", "t2v", "i2v", "ti2v"]
 S2V_REPOSITORY: Final = "Wan-AI/Wan2.2-S2V-14B"
+REPOSITORIES: Final[dict[Task, str]] = {
+    "s2v": S2V_REPOSITORY,
+    "t2v": "Wan-AI/Wan2.2-T2V-A14B",
+    "i2v": "Wan-AI/Wan2.2-I2V-A14B",
+    "ti2v": "Wan-AI/Wan2.2-TI2V-5B",
+}
+TASKS: Final = frozenset(REPOSITORIES)
+TWO_EXPERTS: Final = frozenset({"t2v", "i2v"})  # always, in this generation of Wan
+_CHANNELS: Final[dict[int, Task]] = {16: "t2v", 36: "i2v", 48: "ti2v"}  # that a transformer without audio takes
 _PREFIXES = ("model.diffusion_model.", "diffusion_model.")  # of Comfy-Org and Kijai single files
 _ATTENTION = {"q": "to_q", "k": "to_k", "v": "to_v", "o": "to_out.0", "norm_q": "norm_q", "norm_k": "norm_k"}
-_TRANSFORMER = {
+_PLAIN_TRANSFORMER = {
     "patch_embedding": "patch_embedding",
-    "cond_encoder": "pose_embedding",
-    "trainable_cond_mask": "token_type_embedding",
     "text_embedding.0": "condition_embedder.text_embedder.linear_1",
     "text_embedding.2": "condition_embedder.text_embedder.linear_2",
     "time_embedding.0": "condition_embedder.time_embedder.linear_1",
@@ -29,6 +37,10 @@ _TRANSFORMER = {
     "time_projection.1": "condition_embedder.time_proj",
     "head.modulation": "scale_shift_table",
     "head.head": "proj_out",
+}
+_SPEECH = {
+    "cond_encoder": "pose_embedding",
+    "trainable_cond_mask": "token_type_embedding",
     "casual_audio_encoder.weights": "audio_encoder.layer_weights",
     "casual_audio_encoder.encoder.padding_tokens": "audio_encoder.padding_tokens",
     "casual_audio_encoder.encoder.conv1_local.conv": "audio_encoder.conv1_local",
@@ -72,11 +84,17 @@ _T5_BLOCK = {
 }
 
 
-def transformer_names(config: Mapping[str, Any]) -> dict[str, str]:
-    """Official → ours, for the S2V transformer with this (our) config."""
-    names = dict(_TRANSFORMER)
+def plain_transformer_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Official → diffusers `WanTransformer3DModel`, for the models without audio."""
+    names = dict(_PLAIN_TRANSFORMER)
     for n in range(config["num_layers"]):
         names |= _nested(f"blocks.{n}", f"blocks.{n}", _BLOCK)
+    return names
+
+
+def transformer_names(config: Mapping[str, Any]) -> dict[str, str]:
+    """Official → ours, for the S2V transformer with this (our) config."""
+    names = plain_transformer_names(config) | _SPEECH
     for k in range(len(config["audio_inject_layers"])):
         names |= _nested(f"audio_injector.injector.{k}", f"audio_injector.attentions.{k}", _ATTENTION)
         names[f"audio_injector.injector_adain_layers.{k}.linear"] = f"audio_injector.adain.{k}.linear"
@@ -178,20 +196,39 @@ def is_speech_encoder(names: Iterable[str]) -> bool:
     return {"feature_projection.projection.weight", "encoder.layers.0.attention.k_proj.weight"} <= names
 
 
-def require_s2v(headers: Mapping[str, StoredTensor], where: str, two_experts: bool) -> None:
-    """Pass only for an S2V transformer in a format that is read.
+def task_of(headers: Mapping[str, StoredTensor]) -> Task | None:
+    """What a transformer does, by its tensors' names and input channels; None for what is no Wan2.2 transformer."""
+    if is_s2v(headers):
+        return "s2v"
+    patch = headers.get("patch_embedding.weight")
+    is_plain = any(head in headers for head in ("head.head.weight", "condition_embedder.time_proj.weight"))
+    if patch is None or not is_plain or any(mark in name for mark in _DERIVED for name in headers):
+        return None
+    return _CHANNELS.get(patch.shape[1]) if len(patch.shape) == 5 else None
+
+
+def require_task(
+    headers: Mapping[str, StoredTensor], where: str, two_experts: bool, tasks: frozenset[Task] = frozenset({"s2v"})
+) -> Task:
+    """What a transformer does; passes only for one of these tasks, in a format that is read.
 
     Raises: CheckpointError that names what was given instead.
     """
     if any("lora_" in name or ".lora" in name or "lokr_" in name or "hada_" in name for name in headers):
         raise CheckpointError(f"{where} is a LoRA, not a model. Load a model first, then call load_lora_weights.")
-    if is_s2v(headers):
+    task = task_of(headers)
+    if task in tasks and (two_experts or task not in TWO_EXPERTS):
         require_known_format(headers, where)
-        return
-    what = _other_model(headers, two_experts)
-    raise CheckpointError(
-        f"{where} is {what}; S2V needs {S2V_REPOSITORY}. Get it with: wan-s2v download {S2V_REPOSITORY}"
-    )
+        return task
+    what = "S2V (driven by speech)" if task == "s2v" else _other_model(headers, two_experts)
+    repository = REPOSITORIES[task] if task in tasks else S2V_REPOSITORY
+    if task in tasks:
+        needed = "that is one expert of two. Pass the folder that holds high_noise_model/ and low_noise_model/"
+    elif tasks == {"s2v"}:
+        needed = f"S2V needs {S2V_REPOSITORY}"
+    else:
+        needed = f"accepted are {', '.join(REPOSITORIES[name] for name in REPOSITORIES if name in tasks)}"
+    raise CheckpointError(f"{where} is {what}; {needed}. Get it with: wan-s2v download {repository}")
 
 
 def require_known_format(headers: Mapping[str, StoredTensor], where: str) -> None:

@@ -16,10 +16,15 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.weights.files import read_headers, read_json
-from wan_s2v.weights.names import S2V_REPOSITORY, is_speech_encoder, is_text_encoder, is_vae
+from wan_s2v.weights.names import REPOSITORIES, S2V_REPOSITORY, is_speech_encoder, is_text_encoder, is_vae
 
 Layout = Literal["official", "diffusers", "single_file"]
-ALIASES: Final = {"s2v-14b": S2V_REPOSITORY, "wan2.2-s2v-14b": S2V_REPOSITORY}
+ALIASES: Final = {  # "t2v-a14b" and "wan2.2-t2v-a14b" for Wan-AI/Wan2.2-T2V-A14B, and so on
+    alias: repository
+    for repository in REPOSITORIES.values()
+    for name in [repository.rpartition("/")[2].lower()]
+    for alias in (name, name.removeprefix("wan2.2-"))
+}
 SPEECH_FOLDER: Final = "wav2vec2-large-xlsr-53-english"
 TOKENIZER_FOLDER: Final = "google/umt5-xxl"
 TEXT_ENCODER_FILE: Final = "models_t5_umt5-xxl-enc-bf16.pth"
@@ -65,6 +70,12 @@ def locate(model: str | Path) -> Path:
             f"{repository} is neither a folder here nor in the Hugging Face cache. Get it with:"
             f" wan-s2v download {repository}"
         ) from error
+
+
+def layout_of(root: Path) -> Layout:
+    if root.is_file():
+        return "single_file"
+    return "diffusers" if (root / "model_index.json").is_file() else "official"
 
 
 def find_transformers(root: Path, layout: Layout) -> dict[str, Path]:
@@ -178,9 +189,10 @@ def _speech_folder(folder: Path) -> Path | None:
     return official if official in found else (found[0] if len(found) == 1 else None)
 
 
-def usual_name(root: Path, name: str) -> str:
-    """What a missing part is called in the layout of `root`."""
+def usual_name(root: Path, name: str, channels: int) -> str:
+    """What a missing part is called in the layout of `root`, for a transformer with so many latent channels."""
     if (root / "model_index.json").is_file():
         return f"{name}/"
-    folders = {"tokenizer": f"{TOKENIZER_FOLDER}/", "text_encoder": TEXT_ENCODER_FILE, "vae": VAE_FILES[16]}
+    vae = VAE_FILES.get(channels, VAE_FILES[16])
+    folders = {"tokenizer": f"{TOKENIZER_FOLDER}/", "text_encoder": TEXT_ENCODER_FILE, "vae": vae}
     return folders.get(name, f"{SPEECH_FOLDER}/")

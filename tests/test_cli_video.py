@@ -1,0 +1,186 @@
+"""The command line with the models without sound, end to end on small checkpoints in the official layout."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import command_line
+import pytest
+from checkpoints import write_official_wan
+from command_line import VOICE
+from conftest import MEDIA
+
+from wan_s2v.commands import video_request
+from wan_s2v.commands.official_flags import translate
+from wan_s2v.errors import UsageError
+from wan_s2v.runtime.estimate import Rates
+from wan_s2v.video import read_frames, read_video_info
+
+wan_s2v, speech_model = command_line.wan_s2v, command_line.model
+PICTURE = MEDIA / "person_small.png"
+FAST = ("--num-inference-steps", "2", "--num-frames", "5", "--seed", "3")
+SMALL = ("--height", "64", "--width", "96")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("official")
+    return {task: write_official_wan(root / task, task) for task in ("t2v", "i2v", "ti2v")}
+
+
+@pytest.fixture(autouse=True)
+def _no_measuring(monkeypatch):
+    monkeypatch.setattr(video_request, "measure_rates", lambda *model: Rates(1e11, 5e10))
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "size", "fps"),
+    [
+        ("t2v", SMALL, (64, 96), 16),
+        ("i2v", ("--image", PICTURE, "--area", "6144"), (48, 96), 16),
+        ("ti2v", SMALL, (64, 96), 24),
+        ("ti2v", ("--image", PICTURE, "--area", "12288"), (96, 128), 24),
+    ],
+)
+def test_a_video_is_written_at_the_models_rate(wan_s2v, folders, tmp_path, task, words, size, fps):
+    output = tmp_path / "out.mp4"
+    done = wan_s2v("generate", "-m", folders[task], "--prompt", "a man talks", *words, *FAST, "-o", output)
+    assert (done.code, done.out) == (0, f"{output}\n"), done.err
+    info = read_video_info(output)
+    assert (info.num_frames, info.height, info.width, info.fps, info.audio_codec) == (5, *size, fps, None)
+    assert f"{size[1]}x{size[0]}, 5 frames at {fps} fps" in done.err
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_the_same_seed_gives_the_same_frames_and_another_one_others(wan_s2v, folders, tmp_path):
+    made = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        output = tmp_path / f"{name}.mp4"
+        words = ("--prompt", "a man", *SMALL, "--num-inference-steps", 1, "--num-frames", 1, "--seed", seed, "-q")
+        assert wan_s2v("generate", "-m", folders["t2v"], *words, "-o", output).code == 0
+        made.append(next(iter(read_frames(output))).tobytes())
+    assert made[0] == made[1] != made[2]
+
+
+def test_the_plan_shows_the_official_settings_and_the_experts(wan_s2v, folders, tmp_path):
+    words = ("generate", "-m", folders["t2v"], "--prompt", "a man", "-o", tmp_path / "x.mp4", "--dry-run")
+    plain = wan_s2v(*words)
+    assert (plain.code, plain.out) == (0, "")
+    text = " ".join(plain.err.split())
+    assert "1280x720, 81 frames at 16 fps, 5.06 s" in text
+    assert "40 steps x 2 passes, unipc, guidance 4 then 3, shift 12" in text
+    assert "26 steps for high noise, 14 for low noise, changing at noise level 0.875 (signal to noise 0.0204)" in text
+    plan = wan_s2v(*words, "--json").json["plan"]
+    assert (plan["task"], plan["high_noise_steps"], plan["boundary_ratio"]) == ("t2v", 26, 0.875)
+    assert plan["estimate"]["seconds"] > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_boundary_guidance_and_schedule_can_be_chosen(wan_s2v, folders, tmp_path):
+    words = ("--boundary-snr", 1, "--guidance-scale", 2, "--guidance-scale-2", 1.5, "--flow-shift", 3)
+    plan = wan_s2v(
+        "generate", "-m", folders["i2v"], "-i", PICTURE, *words, "--scheduler", "euler", "-o", tmp_path / "x.mp4",
+        "--dry-run", "--json",
+    ).json["plan"]  # fmt: skip
+    assert (plan["boundary_ratio"], plan["guidance_scale"], plan["guidance_scale_2"]) == (0.5, 2, 1.5)
+    assert (plan["flow_shift"], plan["scheduler"]) == (3, "euler")
+
+
+def test_a_precision_that_the_device_cannot_is_shown(wan_s2v, folders, tmp_path):
+    words = ("--use-fp16", "--device", "cpu", "--dry-run", "--json")
+    done = wan_s2v("generate", "-m", folders["t2v"], "--prompt", "x", "-o", tmp_path / "x.mp4", *words)
+    assert done.json["plan"]["dtype"] == "float32"
+    assert "float16 is unusably slow on a CPU" in done.json["plan"]["warnings"][0]
+
+
+def test_too_little_memory_is_said_before(wan_s2v, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_request, "device_budget", lambda *_: 1 << 20)
+    words = ("--prompt", "x", "-o", tmp_path / "x.mp4", "--dry-run", "--device", "cpu")
+    done = wan_s2v("generate", "-m", folders["t2v"], *words)
+    assert re.search(r"warning +The run needs about .*; cpu has 1 MiB free", done.err)
+
+
+def test_json_records_what_made_the_video(wan_s2v, folders, tmp_path):
+    output = tmp_path / "out.mp4"
+    done = wan_s2v(
+        "generate", "-m", folders["ti2v"], "--prompt", "a man", *SMALL, *FAST, "-o", output, "--json", "--quiet"
+    )
+    assert (done.code, done.err) == (0, "")
+    record = done.json["metadata"]
+    assert (record["seed"], record["task"], record["prompt"]) == (3, "t2v", "a man")
+    assert set(record["weights"]) == {"transformer", "vae", "text_encoder"}
+    assert record["dtype"] == "bfloat16"
+    assert record["seconds"]["make"] > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "words", "message"),
+    [
+        ("t2v", (), "--prompt is empty"),
+        ("t2v", ("--prompt", "x", "--image", PICTURE), "--image is not for this model"),
+        ("i2v", ("--prompt", "x"), "Missing option '--image'"),
+        ("i2v", ("--image", PICTURE, "--audio", VOICE), "--audio is not for this model, which is for i2v"),
+        ("t2v", ("--prompt", "x", "--timing", "reference"), "--timing is for models that hear sound"),
+        ("t2v", ("--prompt", "x", "--fps", "24"), "--fps is for models that hear sound"),
+        ("t2v", ("--prompt", "x", "--preset", "fast"), "--preset is for models that hear sound"),
+        ("t2v", ("--prompt", "x", "--num-frames", "80"), "num_frames=80 is not one more .*: 77, 81"),
+        ("t2v", ("--prompt", "x", "--height", "64"), "give height and width, or area"),
+        ("t2v", ("--prompt", "x", "--height", "64", "--width", "70"), "width=70 is not a multiple of 16.*: 64, 80"),
+        ("ti2v", ("--prompt", "x", "--height", "48", "--width", "64"), "height=48 is not a multiple of 32.*: 32, 64"),
+        ("ti2v", ("--prompt", "x", "--guidance-scale-2", "3"), "this model has one transformer"),
+        ("t2v", ("--prompt", "x", "--guidance-scale", "1", "--guidance-scale-2", "3"), "cannot go without guidance"),
+        ("t2v", ("--prompt", "x", "--task", "i2v"), "task='i2v', but .* is a model for t2v"),
+        ("t2v", ("--prompt", "x", "--boundary-ratio", "0.5", "--boundary-snr", "1"), "both given"),
+        ("i2v", ("--image", "nothing.png"), "nothing.png does not exist"),
+        ("i2v", ("--image", PICTURE, "--area", "100"), "area=100 leaves no frame"),
+        ("t2v", ("--prompt", "x", "--lora", "a.safetensors"), "--lora is not for this model"),
+    ],
+)
+def test_misuse_is_named_before_anything_loads(wan_s2v, folders, tmp_path, monkeypatch, task, words, message):
+    monkeypatch.setattr(video_request, "load_pipeline", None)
+    done = wan_s2v("generate", "-m", folders[task], *words, "-o", tmp_path / "x.mp4")
+    assert done.code == 2
+    assert len(done.errors) == 1
+    assert re.search(message, done.errors[0])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_task_that_speech_models_do_not_do_is_refused(wan_s2v, speech_model):
+    done = wan_s2v("generate", "-m", speech_model, "--task", "t2v", "--prompt", "x")
+    assert (done.code, done.errors[0].count("is a model for s2v")) == (2, 1)
+    done = wan_s2v("generate", "-m", speech_model, "-i", PICTURE, "-a", VOICE, "--guidance-scale-2", 3, "--dry-run")
+    assert (done.code, "--guidance-scale-2 is not for this model" in done.err) == (2, True)
+
+
+def test_commands_pasted_from_the_official_readme_work(wan_s2v, folders, tmp_path):
+    output = tmp_path / "out.mp4"
+    common = ("--offload_model", "True", "--convert_model_dtype", "--base_seed", 3, "--save_file", output)
+    done = wan_s2v(
+        "generate", "--task", "t2v-A14B", "--size", "96*64", "--ckpt_dir", folders["t2v"], *common, "--frame_num", 5,
+        "--sample_steps", 2, "--prompt", "Two cats box on a stage",
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    info = read_video_info(output)
+    assert (info.num_frames, info.height, info.width) == (5, 64, 96)
+
+
+@pytest.mark.parametrize(
+    ("official", "ours"),
+    [
+        ("--task t2v-A14B --size 1280*720", "--task t2v --width 1280 --height 720"),
+        ("--size=832*480 --task=t2v-A14B", "--width 832 --height 480 --task t2v"),
+        ("--task i2v-A14B --size 832*480 --image a.png", "--task i2v --area 399360 --image a.png"),
+        ("--task ti2v-5B --size 1280*704", "--task ti2v --width 1280 --height 704"),
+        ("--task ti2v-5B --size 1280*704 --image a.png", "--task ti2v --area 901120 --image a.png"),
+        ("--task ti2v-5B --frame_num 121", "--task ti2v --num-frames 121"),
+        ("--task i2v", "--task i2v"),
+    ],
+)
+def test_official_flags_follow_the_task(official, ours):
+    assert translate(official.split()).args == tuple(ours.split())
+
+
+def test_a_task_of_another_model_is_named():
+    with pytest.raises(UsageError, match="--task animate-14B is another model"):
+        translate(["--task", "animate-14B"])
