@@ -42,6 +42,17 @@ def test_help_and_import_load_nothing_heavy(code):
     assert done.stdout.splitlines()[-1] == "LOADED []"
 
 
+def test_the_plan_of_a_voice_needs_nothing_of_models_without_sound(tmp_path):
+    """Their part of diffusers takes a second to import, and complains of packages that nobody needs here."""
+    words = ["generate", "--image", str(IMAGE), "--audio", str(VOICE), "-o", str(tmp_path / "a.mp4"), "--dry-run"]
+    script = (
+        f"from wan_s2v.cli import main\nassert main({words!r}) == 0\nimport sys\nprint('wan_s2v.family' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "torchvision" not in done.stderr
+
+
 def test_every_option_is_a_flag_with_the_same_default():
     flags = inspect.signature(cli._generation_options, eval_str=True).parameters
     options = {field.name: field.default for field in fields(GenerationOptions) if field.name not in NOT_FLAGS}

@@ -234,15 +234,14 @@ def generate(
     """
     from wan_s2v.commands.progress import make_reporter
     from wan_s2v.commands.request import ModelChoice, plan_rows
-    from wan_s2v.commands.video_request import video_rows
-    from wan_s2v.family import chosen_task
     from wan_s2v.plan import GenerationOptions
     from wan_s2v.prompt_extension import extended_prompt, open_writer
     from wan_s2v.styles import with_styles
+    from wan_s2v.weights.checkpoint import read_task
 
     console = _console(stderr=True)
     _silence_libraries()
-    found, machine, prompt = chosen_task(choice["model"], task), ModelChoice(**choice), options["prompt"]
+    found, machine, prompt = read_task(choice["model"], task), ModelChoice(**choice), options["prompt"]
     writer = None if extend_prompt is None else open_writer(extend_prompt)
 
     def plan(text: str) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
@@ -259,7 +258,7 @@ def generate(
         written = {"prompt_extension": {"prompt": prompt, "by": extend_prompt}}
         planned, make = plan(extended_prompt(prompt, writer, from_picture=image is not None))
     if not quiet:
-        rows = plan_rows(planned) if found == "s2v" else video_rows(planned)
+        rows = plan_rows(planned) if found == "s2v" else _video_rows(planned)
         source = [("written by", f"{extend_prompt}, from: {prompt}")] if written else []
         _print_plan(console, [*rows, *source, *(("warning", warning) for warning in planned.warnings)])
     if dry_run:
@@ -326,6 +325,12 @@ def _video_job(
     output = Path("video.mp4" if image is None else f"{image.stem}.mp4") if output is None else output
     planned = preview_video(VideoRequest(choice, options, guidance_scale_2, image, output, overwrite), task)
     return planned, lambda reporter: make_text_video(planned, reporter)
+
+
+def _video_rows(planned: Any) -> list[tuple[str, str]]:
+    from wan_s2v.commands.video_request import video_rows
+
+    return video_rows(planned)
 
 
 @app.command()

@@ -165,7 +165,7 @@ def load_pipeline(
         also tells `fps`, and whose `notes` tell what is other than asked for.
     Raises: UsageError for a value that is not accepted; CheckpointError before anything large is allocated.
     """
-    found = chosen_task(model, task)
+    found = read_task(model, task)
     boundary_ratio = settled_boundary(boundary_ratio, boundary_snr)
     if found == "s2v":
         return WanS2VPipeline.from_pretrained(
@@ -184,20 +184,6 @@ def load_pipeline(
     pipeline.notes = (note,) if note else ()
     pipeline.source = {"model": str(model), "weights": fingerprint(checkpoint)}
     return _placed(pipeline, device_map) if on_gpu else pipeline
-
-
-def chosen_task(model: str | Path, task: str | None) -> Task:
-    """What the checkpoint does, which must be what was asked for.
-
-    Raises: UsageError if it is not; CheckpointError as `read_task`.
-    """
-    if task is not None and task not in TASKS:
-        raise UsageError(f"task={task!r} is not accepted. Choose s2v, t2v, i2v or ti2v, or leave it out.")
-    found = read_task(model)
-    accepted = {"ti2v", "t2v", "i2v"} if found == "ti2v" else {found}
-    if task is not None and task not in accepted:
-        raise UsageError(f"task={task!r}, but {model} is a model for {found}. Leave task out, or pass another model.")
-    return found
 
 
 def settled_dtype(

@@ -190,12 +190,24 @@ def find_checkpoint(
     return Checkpoint(root, layout, task, kind, models, tokenizer, processor, ratio, defaults)
 
 
-def read_task(model: str | Path) -> Task:
-    """What a model does, from the headers of its transformer alone; arguments and errors as `find_checkpoint`."""
+def read_task(model: str | Path, wanted: str | None = None) -> Task:
+    """What a model does, from the headers of its transformer alone.
+
+    Args:
+        wanted: what it must do, if given: "s2v", "t2v", "i2v" or "ti2v". A TI2V model also makes videos from text
+            alone (t2v) or from a picture (i2v).
+    Raises: UsageError if it does something else; else as `find_checkpoint`.
+    """
+    if wanted is not None and wanted not in TASKS:
+        raise UsageError(f"task={wanted!r} is not accepted. Choose s2v, t2v, i2v or ti2v, or leave it out.")
     root = locate(model)
     transformers = find_transformers(root, layout_of(root))
     headers, _ = _transformer_headers(transformers["transformer"], len(transformers) > 1, TASKS)
-    return _task(transformers["transformer"], headers)
+    found = _task(transformers["transformer"], headers)
+    accepted = {"ti2v", "t2v", "i2v"} if found == "ti2v" else {found}
+    if wanted is not None and wanted not in accepted:
+        raise UsageError(f"task={wanted!r}, but {model} is a model for {found}. Leave task out, or pass another model.")
+    return found
 
 
 def _task(place: Path, headers: Mapping[str, StoredTensor]) -> Task:
