@@ -43,7 +43,7 @@ def test_help_and_import_load_nothing_heavy(code):
 
 
 def test_the_plan_of_a_voice_needs_nothing_of_models_without_sound(tmp_path):
-    """Their part of diffusers takes a second to import, and complains of packages that nobody needs here."""
+    """Importing their part of diffusers complains of packages that nobody needs here."""
     words = ["generate", "--image", str(IMAGE), "--audio", str(VOICE), "-o", str(tmp_path / "a.mp4"), "--dry-run"]
     script = (
         f"from wan_s2v.cli import main\nassert main({words!r}) == 0\nimport sys\nprint('wan_s2v.family' in sys.modules)"

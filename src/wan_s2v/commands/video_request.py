@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from wan_s2v import __version__
+from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.commands.progress import Reporter, duration_text, size_text
 from wan_s2v.commands.request import ModelChoice, chosen_device, model_sizes
 from wan_s2v.denoise import check_finite
@@ -31,7 +32,6 @@ from wan_s2v.video import check_output_path, write_video
 from wan_s2v.weights.checkpoint import Checkpoint, find_checkpoint
 from wan_s2v.weights.names import TASKS, Task
 
-_FRAMES_PER_LATENT = 4
 _SHARED = frozenset(
     {
         "prompt",
@@ -189,11 +189,11 @@ def _require_fitting(request: VideoRequest, task: Task) -> None:
         raise UsageError("--image is not for this model, which makes videos from text alone. Leave it out, or use i2v.")
     if request.image is None and not options.prompt.strip():
         raise UsageError("--prompt is empty, and nothing else says what to show. Describe the video in words.")
-    if options.num_frames is not None and options.num_frames % _FRAMES_PER_LATENT != 1:
-        low = (options.num_frames - 1) // _FRAMES_PER_LATENT * _FRAMES_PER_LATENT + 1
+    if options.num_frames is not None and options.num_frames % FRAMES_PER_LATENT != 1:
+        low = (options.num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
         raise UsageError(
-            f"num_frames={options.num_frames} is not one more than a multiple of {_FRAMES_PER_LATENT}. Nearest allowed:"
-            f" {low}, {low + _FRAMES_PER_LATENT}."
+            f"num_frames={options.num_frames} is not one more than a multiple of {FRAMES_PER_LATENT}. Nearest allowed:"
+            f" {low}, {low + FRAMES_PER_LATENT}."
         )
     if request.image is not None and request.image.absolute() == request.output.absolute():
         raise UsageError(f"Output {request.output} is also the image. Choose another output.")
@@ -212,8 +212,7 @@ def _frame_size(
 
     Raises: UsageError for a size that the model cannot make.
     """
-    transformer, vae = checkpoint.models["transformer"].config, checkpoint.models["vae"].config
-    multiple = (vae.get("scale_factor_spatial") or 8) * transformer["patch_size"][1]
+    multiple = _size_multiple(checkpoint)
     sides = {"height": options.height, "width": options.width}
     given = [name for name, side in sides.items() if side is not None]
     if len(given) == 1 or (given and options.area is not None):
@@ -232,6 +231,12 @@ def _frame_size(
     return stretched_size(spec.height, spec.width, area, multiple)
 
 
+def _size_multiple(checkpoint: Checkpoint) -> int:
+    """Pixels of which both sides of a frame are multiples."""
+    transformer, vae = checkpoint.models["transformer"].config, checkpoint.models["vae"].config
+    return int((vae.get("scale_factor_spatial") or 8) * transformer["patch_size"][1])
+
+
 def _estimate(
     checkpoint: Checkpoint,
     height: int,
@@ -242,14 +247,13 @@ def _estimate(
     dtype: torch.dtype,
 ) -> Estimate:
     sizes = replace(model_sizes(checkpoint), blocks_run="plain")  # diffusers' own
-    multiple = (checkpoint.models["vae"].config.get("scale_factor_spatial") or 8) * sizes.config["patch_size"][1]
-    frames = (keywords["num_frames"] - 1) // _FRAMES_PER_LATENT + 1
+    frames = (keywords["num_frames"] - 1) // FRAMES_PER_LATENT + 1
     guided = keywords["guidance_scale"] > 1
     whole_clip = checkpoint.task == "i2v"  # encodes the picture and the empty frames after it
     work = Work(
         height,
         width,
-        multiple,
+        _size_multiple(checkpoint),
         ((frames, False),),
         keywords["num_inference_steps"],
         passes=1 + guided,
