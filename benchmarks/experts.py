@@ -64,17 +64,19 @@ def load_comparison(folder: Path) -> Comparison:
     both = losses["low-noise"] | losses["high-noise"]
     named = {TRUNK: losses["transformer"], BASELINE: losses["baseline"], HIGH: high, BOTH: both}
     curves = {name: tuple(found[sigma] for sigma in sigmas) for name, found in named.items()}
-    training = {name: {key: record[key] for key in ("steps", "seconds")} for name, record in records.items()}
+    told = ("steps", "seconds", "noise_range")
+    training = {name: {key: record[key] for key in told} for name, record in records.items()}
     return Comparison(sigmas, boundary, curves, training)
 
 
 def caption(comparison: Comparison) -> str:
-    """How long each was trained, which a comparison must say."""
+    """How long each was trained and on what, which a comparison must say."""
     steps = {name: f"{record['steps']:,}" for name, record in comparison.training.items()}
+    low, high = (comparison.training[name]["noise_range"] for name in ("low-noise", "high-noise"))
     return (
         f"The trunk was trained for {steps['transformer']} steps; from there, the baseline for {steps['baseline']} on "
-        f"all noise levels, the high-noise expert for {steps['high-noise']} on those from {comparison.boundary:g}, the "
-        f"low-noise expert for {steps['low-noise']} on the others."
+        f"all noise levels, the high-noise expert for {steps['high-noise']} on those from {high[0]:g}, the low-noise "
+        f"expert for {steps['low-noise']} on those up to {low[1]:g}. They change places at {comparison.boundary:g}."
     )
 
 

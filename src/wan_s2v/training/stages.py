@@ -66,6 +66,7 @@ NUM_STEPS = 8
 CLIP_SECONDS = 8.0
 HELD_OUT_SEED = 987654
 SHARD_SIZE = "14MB"
+HIGH_NOISE_FROM = 0.7  # sigma; trained on its own levels alone, that expert learns its people by heart
 _TRUNK = "transformer_trunk"
 _RANK_SEEDS, _MOST_RANKS = 1000, 64  # distance of the seeds of processes that train together
 SAMPLING_DEFAULTS: dict[str, Any] = {
@@ -79,6 +80,8 @@ SAMPLING_DEFAULTS: dict[str, Any] = {
 }
 LONG_CLIPS = (Stage(0.1, 5, 128, 48), Stage(0.15, 17, 192, 10), Stage(0.75, 81, 256, 4))
 MEASURED_SIGMAS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.875, 0.9, 0.925, 0.95, 0.975, 0.995)
+
+NoiseRange = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -244,22 +247,23 @@ def transformer(run: Run) -> dict[str, Any]:
     """Train one transformer for all noise levels: the trunk of both experts."""
     examples = prepare_examples(run)
     held_out = prepare_examples(run, held_out=True)
-    return _train(run, examples, held_out, _TRUNK, (0.0, 1.0), 1e-3)
+    return _train(run, examples, held_out, _TRUNK, (0.0, 1.0), (0.0, 1.0), 1e-3)
 
 
 def high_noise(run: Run) -> dict[str, Any]:
-    """Train the trunk on as the expert for the noisy part."""
-    return _expert(run, "transformer_high", (boundary_ratio(), 1.0))
+    """Train the trunk on as the expert for the noisy part, on a wider one."""
+    return _expert(run, "transformer_high", (HIGH_NOISE_FROM, 1.0), (boundary_ratio(), 1.0))
 
 
 def low_noise(run: Run) -> dict[str, Any]:
     """Train the trunk on as the expert for the rest."""
-    return _expert(run, "transformer_low", (0.0, boundary_ratio()))
+    low = (0.0, boundary_ratio())
+    return _expert(run, "transformer_low", low, low)
 
 
 def baseline(run: Run) -> dict[str, Any]:
     """Train the trunk on for all noise levels, to compare the experts with."""
-    return _expert(run, "transformer_baseline", (0.0, 1.0))
+    return _expert(run, "transformer_baseline", (0.0, 1.0), (0.0, 1.0))
 
 
 def distil_high(run: Run) -> dict[str, Any]:
@@ -379,9 +383,9 @@ def start_processes(device: str) -> torch.device:
     return place
 
 
-def _expert(run: Run, name: str, noise_range: tuple[float, float]) -> dict[str, Any]:
+def _expert(run: Run, name: str, learned: NoiseRange, measured: NoiseRange) -> dict[str, Any]:
     held_out = prepare_examples(run, held_out=True)
-    return _train(run, prepare_examples(run), held_out, name, noise_range, 5e-4)
+    return _train(run, prepare_examples(run), held_out, name, learned, measured, 5e-4)
 
 
 def _train(
@@ -389,10 +393,15 @@ def _train(
     examples: Examples,
     held_out: Examples,
     name: str,
-    noise_range: tuple[float, float],
+    learned: NoiseRange,
+    measured: NoiseRange,
     learning_rate: float,
 ) -> dict[str, Any]:
-    """Train the transformer `name`, from itself or from the trunk where it is new."""
+    """Train the transformer `name`, from itself or from the trunk where it is new.
+
+    Args:
+        learned, measured: lowest and highest sigma of the training and of the held-out losses.
+    """
     source = name if (run.folder / name).is_dir() else _TRUNK
     exists = (run.folder / source).is_dir()
     model = load_transformer(run.folder, source, run.device) if exists else build_transformer().to(run.device)
@@ -401,7 +410,7 @@ def _train(
         model,
         examples,
         run.budget,
-        noise_range=noise_range,
+        noise_range=learned,
         learning_rate=run.rate(learning_rate),
         seed=run.rank_seed,
         checkpoint=run.checkpoint(name),
@@ -409,13 +418,13 @@ def _train(
     )
     if is_main():
         _save(model, run.folder / name)
-    low, high = noise_range
+    low, high = measured
     sigmas = tuple(sigma for sigma in MEASURED_SIGMAS if low <= sigma <= high)
     losses = measure_loss(lambda _sigma: model, held_out, sigmas)
-    return _record(loop, run, held_out=dict(zip(map(str, sigmas), losses, strict=True)))
+    return _record(loop, run, noise_range=learned, held_out=dict(zip(map(str, sigmas), losses, strict=True)))
 
 
-def _distil(run: Run, name: str, expert: str, noise_range: tuple[float, float]) -> dict[str, Any]:
+def _distil(run: Run, name: str, expert: str, noise_range: NoiseRange) -> dict[str, Any]:
     """Train the student `name`, from itself or from its expert where it is new."""
     examples = prepare_examples(run)
     high, low = (load_transformer(run.folder, f"transformer_{k}", run.device).to(run.dtype) for k in ("high", "low"))
