@@ -2,6 +2,7 @@
 
     python benchmarks/kernels.py                       # both sizes; table and results/kernels-<gpu>.json (about 90 s)
     python benchmarks/kernels.py --tokens 35126
+    python benchmarks/kernels.py --tabulate            # measures nothing; results into docs/performance.md
     python benchmarks/kernels.py --small               # the same cases on a CPU, in Triton's interpreter; no speeds
 
 Both sides of a row run in turns in the same process; times are medians of 20 runs after 3. Errors are relative to
@@ -18,12 +19,16 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 if "--small" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when kernels are defined
 
+sys.path.insert(0, str(Path(__file__).parent))
+
 import torch
 import torch.nn.functional as F
+from documents import markdown, write_section
 from torch import Tensor
 
 from wan_s2v.ops.attention import attention
@@ -34,6 +39,7 @@ from wan_s2v.ops.norm import Rows, Update, add_and_norm, modulation, plain_add_a
 from wan_s2v.ops.rope import norm_and_turn, plain_norm_and_turn, rotary_table
 
 RESULTS = Path(__file__).parent / "results"
+DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
 TOKENS = {"832x480": (35_126, 31_200), "1280x704": (79_200, 70_400)}  # of the sequence, and of these noise
 
 
@@ -107,9 +113,9 @@ def norm_cases(shape: Shape) -> Iterator[Case]:
         yield Case(
             f"gate, add, norm, modulate → {name}",
             "plain PyTorch",
-            lambda dtype=dtype: values_of(add_and_norm(x, update, norm, dtype)[1]),
-            lambda dtype=dtype: values_of(plain_add_and_norm(x, update, norm, dtype)[1]),
-            bytes=tokens * channels * (4 + 4 + 2 + width),
+            lambda dtype=dtype: values_of(add_and_norm(x.clone(), update, norm, dtype)[1]),
+            lambda dtype=dtype: values_of(plain_add_and_norm(x.clone(), update, norm, dtype)[1]),
+            bytes=tokens * channels * (4 + 4 + 2 + width + 8),  # with the copies that both sides make here
         )
 
 
@@ -249,13 +255,43 @@ def line(row: Row) -> str:
     return f"{row.size:9} {row.case:36} {row.ours_us:10.0f} us {speed} {ratio:6.2f} x {row.other:18} error {errors}"
 
 
+def table(found: dict[str, Any]) -> str:
+    """All rows of a results file, as Markdown."""
+    header = ["size", "operation", "µs", "rate", "beside it", "time of that", "relative error"]
+    rows = [Row(**row) for row in found["rows"]]
+    cells = [
+        [
+            row.size,
+            row.case,
+            f"{row.ours_us:,.0f}",
+            f"{row.tflops:.0f} TFLOP/s" if row.tflops else f"{row.gb_per_s:,.0f} GB/s",
+            row.other,
+            f"{row.other_us / row.ours_us:.2f} ×",
+            "" if row.error is None else f"{row.error:.1e}",
+        ]
+        for row in rows
+    ]
+    return f"{found['gpu']}, PyTorch {found['torch']}:\n\n{markdown(header, cells)}"
+
+
+def write_tables() -> None:
+    """Put the tables of all results into the documentation."""
+    files = sorted(RESULTS.glob("kernels-*.json"))
+    texts = [table(json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    write_section(DOCUMENT, "kernels", "\n\n".join(texts))
+
+
 @torch.no_grad()
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, nargs="+", help="lengths of the sequence in place of the two sizes")
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--small", action="store_true")
+    parser.add_argument("--tabulate", action="store_true")
     options = parser.parse_args(arguments)
+    if options.tabulate:
+        write_tables()
+        return
     if not options.small and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device. Run on a GPU, or try the cases on the CPU with --small.")
     sizes = {str(count): (count, round(0.89 * count)) for count in options.tokens} if options.tokens else TOKENS

@@ -19,6 +19,7 @@ from wan_s2v import WanS2VPipeline
 from wan_s2v.latents import decode_latents, encode_pixels
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.runtime.estimate import forward_flops
+from wan_s2v.runtime.quantization import attend_in_float8, quantize_float8
 from wan_s2v.runtime.sizes import Work
 
 CLIPS = {"first clip": False, "later clip": True}  # whether it sees the frames before it
@@ -36,6 +37,28 @@ def measure_forward(transformer: WanS2VTransformer, inputs: Inputs, size: Size, 
         flops = forward_flops(transformer.config, layout).total
         rate = flops / record["median_s"]
         records[name] = record | {"tokens": layout.num_tokens, "flops": flops, "flops_per_s": rate}
+    return records
+
+
+@torch.no_grad()
+def measure_float8(
+    transformer: WanS2VTransformer, sizes: Sequence[Size], num_frames: int, repeats: int, meter: Meter
+) -> dict[Size, Record]:
+    """The same passes with 8-bit products and attention, and how far they are from those before.
+
+    The transformer stays as it is afterwards.
+    """
+    given = {
+        size: random_inputs(transformer.config, size, num_frames, transformer.dtype, meter.device) for size in sizes
+    }
+    before = {size: _predict(transformer, inputs).cpu() for size, inputs in given.items()}
+    quantize_float8(transformer)
+    attend_in_float8(transformer)
+    meter.release()
+    records = {}
+    for size, inputs in given.items():
+        changed = difference(_predict(transformer, inputs).cpu(), before[size])
+        records[size] = measure_forward(transformer, inputs, size, repeats, meter) | {"change": changed}
     return records
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from documents import markdown, write_section
@@ -27,6 +28,7 @@ def describe(results: Record) -> str:
     parts = [_caption(results["circumstances"])]
     if rows := list(_stage_rows(measured)):
         parts.append(markdown(["median (least–most)", *_sizes(measured)], rows))
+    parts += [_about_float8(size, record["change"]) for size, record in measured.get("float8", {}).items()]
     if "official" in measured:
         parts.append(_about_official(measured["official"]))
     for stage, show in (("whole", _run), ("error", _error), ("load", _load)):
@@ -51,23 +53,26 @@ def _caption(at: Record) -> str:
 
 
 def _sizes(measured: Record) -> list[str]:
-    return list(dict.fromkeys(size for stage in ("forward", "vae", "official") for size in measured.get(stage, {})))
+    stages = ("forward", "vae", "float8", "official")
+    return list(dict.fromkeys(size for stage in stages for size in measured.get(stage, {})))
 
 
 def _stage_rows(measured: Record) -> Iterator[list[str]]:
-    """Time and memory of every stage that was measured, the official code's below ours."""
+    """Time and memory of every stage that was measured; below ours, those in float8 and the official code's."""
     for name, title in _TITLES.items():
         stage = "forward" if name in CLIPS else "vae"
 
-        def against_ours(record: Record, size: str, stage: str = stage, name: str = name) -> str:
+        def against(what: str, record: Record, size: str, stage: str = stage, name: str = name) -> str:
             ours = measured.get(stage, {}).get(size, {}).get(name)
-            return f"{_timed(record)}, {record['median_s'] / ours['median_s']:.2f} × ours" if ours else _timed(record)
+            return f"{_timed(record)}, {record['median_s'] / ours['median_s']:.2f} × {what}" if ours else _timed(record)
 
         yield from _row(title, measured, stage, name, lambda record, _: _timed(record))
         if name in CLIPS:
             yield from _row("– tokens, rate", measured, stage, name, lambda record, _: _rate(record))
         yield from _row("– memory", measured, stage, name, lambda record, _: _memory(record))
-        yield from _row(f"official: {title}", measured, "official", name, against_ours)
+        yield from _row(f"float8: {title}", measured, "float8", name, partial(against, "bfloat16"))
+        yield from _row("– memory", measured, "float8", name, lambda record, _: _memory(record))
+        yield from _row(f"official: {title}", measured, "official", name, partial(against, "ours"))
         yield from _row("– memory", measured, "official", name, lambda record, _: _memory(record))
 
 
@@ -79,6 +84,13 @@ def _row(
     cells = [show(record, size) if record else "" for size, record in records.items()]
     if any(cells):
         yield [title, *cells]
+
+
+def _about_float8(size: str, change: Record) -> str:
+    return (
+        f"In float8 a prediction at {size} has a cosine of {change['cosine']:.6f} with the exact one, at a relative L2 "
+        f"distance of {change['relative_l2']:.3e}."
+    )
 
 
 def _about_official(records: Record) -> str:

@@ -167,6 +167,21 @@ def test_the_benchmark_tries_every_kernel(capsys):
     assert all("error" in line for line in printed)
 
 
+def test_the_benchmarks_table_shows_rates_by_kind_and_leaves_out_unknown_errors():
+    sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
+    import kernels
+
+    rows = [
+        kernels.Row("s", "product", "plain", 1000.0, 2000.0, 650.4, 0.0, 0.0123, 0.1),
+        kernels.Row("s", "norm", "plain", 500.0, 2000.0, 0.0, 2345.6, None, None),
+    ]
+    lines = kernels.table({"gpu": "G", "torch": "2", "rows": [vars(row) for row in rows]}).splitlines()
+    assert lines[-2:] == [
+        "| s | product | 1,000 | 650 TFLOP/s | plain | 2.00 × | 1.2e-02 |",
+        "| s | norm | 500 | 2,346 GB/s | plain | 4.00 × |  |",
+    ]
+
+
 def test_a_machine_without_a_compiler_is_found_out(monkeypatch):
     assert kernel_problem.__wrapped__(DEVICE) is None
 

@@ -1,7 +1,11 @@
 """Triton kernels of `attention_float8`: one rounds queries or keys, one values, one attends.
 
 Hopper's 8-bit products want both factors contiguous along the summed axis: head size for q · kᵀ, tokens for p · v. So
-values are stored transposed.
+values are stored transposed. Keys and values come by the chip's copy engine (tensor descriptors).
+
+At a head size of 128 the exponentials take as long as the products, so the loop has little else in it: one scale for
+all keys of a step, applied to the rows' maxima and within the exponent; no mask but in the last step; and a sum of
+weights that carries the same factor as the weights in float8, so that it drops out.
 """
 
 from __future__ import annotations
@@ -13,12 +17,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from wan_s2v.ops.attention_float8 import KEY_BLOCK
 from wan_s2v.ops.float8 import FLOAT8, LARGEST
 
-_QUERIES: Final = 64  # queries of a program
-_PEAK: Final = 256.0  # of a probability as float8
+_QUERIES: Final = 128  # queries of a program
+_PEAK_BITS: Final = 8  # the largest weight of a row is 2 to the power of so many before it becomes float8
 
 
 def launch_attention_float8(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) -> Tensor:
@@ -34,10 +39,11 @@ def launch_attention_float8(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) -> Te
     k8, k_scale = _round(k, mean, 1.0, per_row=False)
     v8, v_scale = _round_values(v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    keys = TensorDescriptor.from_tensor(k8.view(-1, dim), [KEY_BLOCK, dim])
+    values = TensorDescriptor.from_tensor(v8.view(batch * heads * dim, -1), [dim, KEY_BLOCK])
     _attend[(triton.cdiv(num_queries, _QUERIES), batch * heads)](
-        q8, k8, v8, q_scale, k_scale, v_scale, out,
-        num_queries, num_keys, v8.shape[-1], heads,
-        DIM=dim, QUERIES=_QUERIES, KEYS=KEY_BLOCK, PEAK=_PEAK, num_warps=4, num_stages=3,
+        q8, keys, values, q_scale, k_scale, v_scale, out, num_queries, num_keys, k_scale.shape[2], heads,
+        DIM=dim, QUERIES=_QUERIES, KEYS=KEY_BLOCK, PEAK_BITS=_PEAK_BITS, num_warps=4, num_stages=3,
     )  # fmt: skip
     return out.flatten(2)
 
@@ -58,7 +64,7 @@ def _round(x: Tensor, mean: Tensor | None, factor: float, *, per_row: bool) -> t
 def _round_values(v: Tensor) -> tuple[Tensor, Tensor]:
     """v (B, M, N, D) → (B, N, D, M padded to whole blocks) float8 with zeros behind, and scales (B, N, D)."""
     batch, length, heads, dim = v.shape
-    scale = (v.abs().amax(dim=1).float().clamp(min=1e-12) / LARGEST).contiguous()
+    scale = torch.linalg.vector_norm(v, math.inf, dim=1, dtype=torch.float32).clamp(min=1e-12) / LARGEST
     blocks = triton.cdiv(length, KEY_BLOCK)
     values = torch.empty(batch, heads, dim, blocks * KEY_BLOCK, dtype=FLOAT8, device=v.device)
     _transpose_values[(blocks, batch * heads)](
@@ -120,35 +126,44 @@ def _transpose_values(
 
 @triton.jit
 def _attend(
-    q_ptr, k_ptr, v_ptr, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_ptr, num_queries, num_keys, padded_keys, heads,
-    DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PEAK: tl.constexpr,
+    q_ptr, keys, values, q_scale_ptr, k_scale_ptr, v_scale_ptr, out_ptr, num_queries, num_keys, num_blocks, heads,
+    DIM: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, PEAK_BITS: tl.constexpr,
 ):  # fmt: skip
     pair = tl.program_id(1).to(tl.int64)
     query = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)
     channel = tl.arange(0, DIM)
-    key = tl.arange(0, KEYS)
     known = query < num_queries
     q = tl.load(q_ptr + (pair * num_queries + query[:, None]) * DIM + channel[None, :], mask=known[:, None], other=0.0)
-    q_scale = tl.load(q_scale_ptr + pair * num_queries + query, mask=known, other=0.0)
-    k_ptr += (pair * num_keys + key[None, :]) * DIM + channel[:, None]
-    v_ptr += (pair * DIM + channel[None, :]) * padded_keys + key[:, None]
-    k_scale_ptr += pair * (padded_keys // KEYS)
-    top = tl.full((QUERIES,), -1e30, tl.float32)
+    q_scale = tl.load(q_scale_ptr + pair * num_queries + query, mask=known, other=1.0)
+    k_scale_ptr += pair * num_blocks
+    top = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     sums = tl.zeros((QUERIES, DIM), tl.float32)
-    for first in range(0, num_keys, KEYS):
-        k = tl.load(k_ptr + first * DIM, mask=(key + first < num_keys)[None, :], other=0.0)
-        scores = tl.dot(q, k) * (q_scale * tl.load(k_scale_ptr + first // KEYS))[:, None]
-        scores = tl.where((key + first < num_keys)[None, :], scores, -1e30)
-        higher = tl.maximum(top, tl.max(scores, axis=1))
-        shrink = tl.exp2(top - higher)
-        weights = tl.exp2(scores - higher[:, None])
-        total = total * shrink + tl.sum(weights, axis=1)
-        v = tl.load(v_ptr + first)
-        sums = tl.dot((weights * PEAK).to(tl.float8e4nv), v, sums * shrink[:, None])
-        top = higher
+    row = (pair * num_keys).to(tl.int32)  # of the first key; the copy engine takes no larger numbers
+    first_channel = (pair * DIM).to(tl.int32)
+    whole = num_keys // KEYS * KEYS
+    for first in range(0, whole, KEYS):
+        scores = tl.dot(q, keys.load([row + first, 0]).T)
+        scale = q_scale * tl.load(k_scale_ptr + first // KEYS)
+        top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS)
+        sums = tl.dot(weights, values.load([first_channel, first]).T, sums)
+    if whole < num_keys:
+        scores = tl.dot(q, keys.load([row + whole, 0]).T)
+        scores = tl.where((tl.arange(0, KEYS) + whole < num_keys)[None, :], scores, float("-inf"))
+        scale = q_scale * tl.load(k_scale_ptr + whole // KEYS)
+        top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS)
+        sums = tl.dot(weights, values.load([first_channel, whole]).T, sums)
     v_scale = tl.load(v_scale_ptr + pair * DIM + channel)
-    result = sums * (v_scale[None, :] / PEAK) / total[:, None]
+    result = sums * v_scale[None, :] / total[:, None]
     batch, head = pair // heads, pair % heads
     target = out_ptr + ((batch * num_queries + query[:, None]) * heads + head) * DIM + channel[None, :]
     tl.store(target, result.to(out_ptr.dtype.element_ty), mask=known[:, None])
+
+
+@triton.jit
+def _weigh(scores, scale, top, total, sums, PEAK_BITS: tl.constexpr):
+    """One step of the softmax: the new maxima, these keys' weights, and both sums taken down to the new maxima."""
+    higher = tl.maximum(top, tl.max(scores, axis=1) * scale)
+    weights = tl.exp2(scores * scale[:, None] - (higher - PEAK_BITS)[:, None])
+    shrink = tl.exp2(top - higher)
+    return higher, weights.to(tl.float8e4nv), total * shrink + tl.sum(weights, axis=1), sums * shrink[:, None]
