@@ -193,10 +193,11 @@ def stages(tmp_path):
         "high-noise": (0.9,),
         "low-noise": (0.1, 0.5),
     }
+    ranges = {"transformer": (0, 1), "baseline": (0, 1), "high-noise": (0.6, 1), "low-noise": (0, 0.9)}
     losses = {"transformer": 0.5, "baseline": 0.4, "high-noise": 0.3, "low-noise": 0.2}
     for name, sigmas in levels.items():
         held_out = dict.fromkeys(map(str, sigmas), losses[name])
-        values = {"stage": name, "steps": 1000, "seconds": 2.0, "held_out": held_out}
+        values = {"stage": name, "steps": 1000, "seconds": 2.0, "noise_range": ranges[name], "held_out": held_out}
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     return tmp_path
 
@@ -207,6 +208,7 @@ def test_experts_replace_their_part_of_the_baseline(stages):
     assert found.curves[experts.HIGH] == (0.4, 0.4, 0.3)
     assert found.curves[experts.BOTH] == (0.2, 0.2, 0.3)
     assert found.relative(experts.BOTH) == pytest.approx([-50, -50, -25])
+    assert "expert for 1,000 on those from 0.6, the" in experts.caption(found)
     assert "| against the baseline | +25.00 % | +0.00 % | -8.33 % | -41.67 % |" in experts.table(found)
 
 

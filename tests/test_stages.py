@@ -50,6 +50,9 @@ def test_stages_lead_from_encoders_to_a_checkpoint_that_makes_a_clip(folder, mon
     for stage in ("transformer", "high-noise", "low-noise", "distil-high", "distil-low", "pack"):
         record = run_stage(stage, _run(folder))
         assert json.loads((folder / f"{stage}.json").read_text()) == record
+    record_of_high = json.loads((folder / "high-noise.json").read_text())
+    assert record_of_high["noise_range"] == [0.7, 1.0]
+    assert min(map(float, record_of_high["held_out"])) == 0.875
     assert len(list(folder.glob("examples-*"))) == 2, "made once, for all stages"
     assert record["bytes"] < 3_000_000
     pipeline = WanS2VPipeline.from_pretrained(folder / "tiny")

@@ -421,7 +421,7 @@ def _train(
     low, high = measured
     sigmas = tuple(sigma for sigma in MEASURED_SIGMAS if low <= sigma <= high)
     losses = measure_loss(lambda _sigma: model, held_out, sigmas)
-    return _record(loop, run, noise_range=learned, held_out=dict(zip(map(str, sigmas), losses, strict=True)))
+    return _record(loop, run, noise_range=list(learned), held_out=dict(zip(map(str, sigmas), losses, strict=True)))
 
 
 def _distil(run: Run, name: str, expert: str, noise_range: NoiseRange) -> dict[str, Any]:
