@@ -32,14 +32,15 @@ from documents import markdown, write_section
 from torch import Tensor
 
 from wan_s2v.ops.attention import attention
-from wan_s2v.ops.attention_float8 import attention_float8, key_mean, plain_attention_float8
-from wan_s2v.ops.float8 import Quantized, linear_float8, plain_quantize_rows, quantize_rows
+from wan_s2v.ops.attention_eight_bit import attention_eight_bit, key_mean, plain_attention_eight_bit
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, Quantized, eight_bit_linear, plain_quantize_rows, quantize_rows
 from wan_s2v.ops.linear import linear_gelu
 from wan_s2v.ops.norm import Rows, Update, add_and_norm, modulation, plain_add_and_norm
 from wan_s2v.ops.rope import norm_and_turn, plain_norm_and_turn, rotary_table
 
 RESULTS = Path(__file__).parent / "results"
 DOCUMENT = Path(__file__).parent.parent / "docs" / "performance.md"
+EIGHT_BITS = (("int8", INT8), ("float8", FLOAT8))
 TOKENS = {"832x480": (35_126, 31_200), "1280x704": (79_200, 70_400)}  # of the sequence, and of these noise
 
 
@@ -109,7 +110,7 @@ def norm_cases(shape: Shape) -> Iterator[Case]:
     table = random(shape, 1, 2, channels, seed=2, dtype=torch.float32) / 10
     update = Update(random(shape, 1, tokens, channels, seed=1), Rows(table, shape.noise))
     norm = modulation(Rows(table, shape.noise), Rows(table, shape.noise), tokens, 1e-6)
-    for name, dtype, width in (("bfloat16", torch.bfloat16, 2), ("float8", torch.float8_e4m3fn, 1)):
+    for name, dtype, width in (("bfloat16", torch.bfloat16, 2), *((name, dtype, 1) for name, dtype in EIGHT_BITS)):
         yield Case(
             f"gate, add, norm, modulate → {name}",
             "plain PyTorch",
@@ -147,22 +148,33 @@ def linear_cases(shape: Shape) -> Iterator[Case]:
         lambda: F.gelu(F.linear(x.float(), weight.float(), bias.float()), approximate="tanh"),
         flops=flops,
     )
-    rounded, rounded_weight = quantize_rows(x), plain_quantize_rows(weight)
-    yield Case(
-        "linear, float8",
-        "bfloat16",
-        lambda: linear_float8(rounded, rounded_weight, bias),
-        lambda: F.linear(x, weight, bias),
-        lambda: F.linear(x.float(), weight.float(), bias.float()),
-        flops=flops,
-    )
-    yield Case(
-        "rows to float8",
-        "plain PyTorch",
-        lambda: quantize_rows(x).values,
-        lambda: plain_quantize_rows(x).values,
-        bytes=tokens * channels * 3,
-    )
+    for name, dtype in EIGHT_BITS:
+        factors = quantize_rows(x, dtype), plain_quantize_rows(weight, dtype)
+        yield Case(
+            f"linear, {name}",
+            "bfloat16",
+            lambda factors=factors: product(*factors, bias),
+            lambda: F.linear(x, weight, bias),
+            lambda: F.linear(x.float(), weight.float(), bias.float()),
+            flops=flops,
+        )
+        yield Case(
+            f"rows to {name}",
+            "plain PyTorch",
+            lambda dtype=dtype: quantize_rows(x, dtype).values,
+            lambda dtype=dtype: plain_quantize_rows(x, dtype).values,
+            bytes=tokens * channels * 3,
+        )
+
+
+def product(x: Quantized, weight: Quantized, bias: Tensor) -> Tensor:
+    """8-bit x · weightᵀ + bias; on the CPU our kernel, too, which the dispatcher would not take."""
+    if x.values.is_cuda or x.values.dtype != INT8:
+        return eight_bit_linear(x, weight, bias)
+    from wan_s2v.ops.eight_bit_kernel import launch_linear_int8
+
+    flat = Quantized(x.values.flatten(0, 1), x.scale.flatten(0, 1))
+    return launch_linear_int8(flat, weight, bias, bias.dtype)[None]
 
 
 def attention_cases(shape: Shape) -> Iterator[Case]:
@@ -181,21 +193,21 @@ def attention_cases(shape: Shape) -> Iterator[Case]:
         flops=flops,
     )
     if shape.device == "cpu":  # kernels are launched by hand where the dispatcher would not
-        from wan_s2v.ops.attention_float8_kernel import launch_attention_float8
+        from wan_s2v.ops.attention_eight_bit_kernel import launch_attention_eight_bit
 
         yield Case(
-            "attention, float8",
+            "attention, 8 bits",
             "plain PyTorch",
-            lambda: launch_attention_float8(q, k, v, key_mean(k)),
-            lambda: plain_attention_float8(q, k, v),
+            lambda: launch_attention_eight_bit(q, k, v, key_mean(k)),
+            lambda: plain_attention_eight_bit(q, k, v),
             exact,
             flops=flops,
         )
         return
     yield Case(
-        "attention, float8",
+        "attention, 8 bits",
         "bfloat16",
-        lambda: attention_float8(q, k, v),
+        lambda: attention_eight_bit(q, k, v),
         lambda: attention(q, k, v),
         flops=flops,
     )

@@ -11,7 +11,7 @@ Stages, and about how long each takes on one H100 at 832x480 and at 1280x704:
 - load (60 s; only when named): writes 8 of the 40 blocks to the temporary folder (10 GB) and loads them twice
 - forward (30 s, 105 s): the transformer, first and later clip
 - vae (20 s, 45 s): encodes the reference and 73 frames of history, decodes 80 frames
-- float8 (30 s, 70 s): the transformer with 8-bit products and attention, and how far that moves its predictions
+- eight-bit (30 s, 70 s): the transformer with 8-bit products and attention, and how far that moves its predictions
 - whole (60 s, 200 s): two clips of 80 frames, from sound and picture to mp4
 - `--official FOLDER` (60 s, 180 s): forward and VAE of the official code, with the same weights
 
@@ -40,14 +40,14 @@ from s2v_meter import Meter, Record, circumstances
 from s2v_model import FULL, SMALL, SPEC, Scale, Size, build_pipeline, random_inputs
 from s2v_official import is_checkout, measure_official
 from s2v_run import can_write_video, measure_whole
-from s2v_stages import measure_error, measure_float8, measure_forward, measure_load, measure_vae
+from s2v_stages import measure_eight_bit, measure_error, measure_forward, measure_load, measure_vae
 
 from wan_s2v import WanS2VPipeline
 from wan_s2v.runtime.precision import DTYPES
 
 HERE = Path(__file__).parent
-STAGES = ("forward", "vae", "whole", "float8", "error", "load")
-DEFAULT_STAGES = ("forward", "vae", "whole", "float8", "error")
+STAGES = ("forward", "vae", "whole", "eight-bit", "error", "load")
+DEFAULT_STAGES = ("forward", "vae", "whole", "eight-bit", "error")
 _STARTED = time.perf_counter()
 
 
@@ -84,16 +84,16 @@ def measure(arguments: argparse.Namespace, scale: Scale, device: torch.device, r
         record = measure_load(scale, dtype, meter)
         results.add("load", f"{record['layers']} of {scale.transformer['num_layers']} blocks", record)
     meter.release()
-    if arguments.official or {"forward", "vae", "whole", "float8"} & set(arguments.stages):
+    if arguments.official or {"forward", "vae", "whole", "eight-bit"} & set(arguments.stages):
         pipeline = build_pipeline(scale.models, dtype, device, with_text="whole" in arguments.stages)
         meter.wait()
         _say("weights made")
         for size in sizes:
             _measure_size(arguments, scale, pipeline, size, meter, results)
-        if "float8" in arguments.stages:  # last, since the transformer stays so
-            found = measure_float8(pipeline.transformer, sizes, scale.frames_per_clip, arguments.repeats, meter)
+        if "eight-bit" in arguments.stages:  # last, since the transformer stays so
+            found = measure_eight_bit(pipeline.transformer, sizes, scale.frames_per_clip, arguments.repeats, meter)
             for size, record in found.items():
-                results.add("float8", str(size), record)
+                results.add("eight-bit", str(size), record)
 
 
 def _measure_size(

@@ -19,7 +19,7 @@ from wan_s2v import WanS2VPipeline
 from wan_s2v.latents import decode_latents, encode_pixels
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.runtime.estimate import forward_flops
-from wan_s2v.runtime.quantization import attend_in_float8, quantize_float8
+from wan_s2v.runtime.quantization import compute_in_eight_bits
 from wan_s2v.runtime.sizes import Work
 
 CLIPS = {"first clip": False, "later clip": True}  # whether it sees the frames before it
@@ -41,10 +41,10 @@ def measure_forward(transformer: WanS2VTransformer, inputs: Inputs, size: Size, 
 
 
 @torch.no_grad()
-def measure_float8(
+def measure_eight_bit(
     transformer: WanS2VTransformer, sizes: Sequence[Size], num_frames: int, repeats: int, meter: Meter
 ) -> dict[Size, Record]:
-    """The same passes with 8-bit products and attention, and how far they are from those before.
+    """The same passes with all 8-bit compute that the device has, and how far they are from those before.
 
     The transformer stays as it is afterwards.
     """
@@ -52,8 +52,7 @@ def measure_float8(
         size: random_inputs(transformer.config, size, num_frames, transformer.dtype, meter.device) for size in sizes
     }
     before = {size: _predict(transformer, inputs).cpu() for size, inputs in given.items()}
-    quantize_float8(transformer)
-    attend_in_float8(transformer)
+    compute_in_eight_bits(transformer, meter.device)
     meter.release()
     records = {}
     for size, inputs in given.items():

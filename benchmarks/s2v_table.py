@@ -28,7 +28,7 @@ def describe(results: Record) -> str:
     parts = [_caption(results["circumstances"])]
     if rows := list(_stage_rows(measured)):
         parts.append(markdown(["median (least–most)", *_sizes(measured)], rows))
-    parts += [_about_float8(size, record["change"]) for size, record in measured.get("float8", {}).items()]
+    parts += [_about_eight_bit(size, record["change"]) for size, record in measured.get("eight-bit", {}).items()]
     if "official" in measured:
         parts.append(_about_official(measured["official"]))
     for stage, show in (("whole", _run), ("error", _error), ("load", _load)):
@@ -53,12 +53,12 @@ def _caption(at: Record) -> str:
 
 
 def _sizes(measured: Record) -> list[str]:
-    stages = ("forward", "vae", "float8", "official")
+    stages = ("forward", "vae", "eight-bit", "official")
     return list(dict.fromkeys(size for stage in stages for size in measured.get(stage, {})))
 
 
 def _stage_rows(measured: Record) -> Iterator[list[str]]:
-    """Time and memory of every stage that was measured; below ours, those in float8 and the official code's."""
+    """Time and memory of every stage that was measured; below ours, those in 8 bits and the official code's."""
     for name, title in _TITLES.items():
         stage = "forward" if name in CLIPS else "vae"
 
@@ -70,8 +70,8 @@ def _stage_rows(measured: Record) -> Iterator[list[str]]:
         if name in CLIPS:
             yield from _row("– tokens, rate", measured, stage, name, lambda record, _: _rate(record))
         yield from _row("– memory", measured, stage, name, lambda record, _: _memory(record))
-        yield from _row(f"float8: {title}", measured, "float8", name, partial(against, "bfloat16"))
-        yield from _row("– memory", measured, "float8", name, lambda record, _: _memory(record))
+        yield from _row(f"8 bits: {title}", measured, "eight-bit", name, partial(against, "bfloat16"))
+        yield from _row("– memory", measured, "eight-bit", name, lambda record, _: _memory(record))
         yield from _row(f"official: {title}", measured, "official", name, partial(against, "ours"))
         yield from _row("– memory", measured, "official", name, lambda record, _: _memory(record))
 
@@ -86,9 +86,9 @@ def _row(
         yield [title, *cells]
 
 
-def _about_float8(size: str, change: Record) -> str:
+def _about_eight_bit(size: str, change: Record) -> str:
     return (
-        f"In float8 a prediction at {size} has a cosine of {change['cosine']:.6f} with the exact one, at a relative L2 "
+        f"In 8 bits a prediction at {size} has a cosine of {change['cosine']:.6f} with the exact one, at a relative L2 "
         f"distance of {change['relative_l2']:.3e}."
     )
 

@@ -53,7 +53,7 @@ def test_every_stage_has_its_figures(run):
     assert {stage: list(records) for stage, records in measured.items()} == {
         "error": SIZES[:1],
         "load": ["1 of 3 blocks"],
-        **dict.fromkeys(("forward", "vae", "whole", "float8"), SIZES),
+        **dict.fromkeys(("forward", "vae", "whole", "eight-bit"), SIZES),
     }
     for size in SIZES:
         clips = measured["forward"][size]
@@ -61,7 +61,7 @@ def test_every_stage_has_its_figures(run):
         assert all(clip["min_s"] <= clip["median_s"] <= clip["max_s"] for clip in clips.values())
         assert all(clip["repeats"] == 2 and clip["flops_per_s"] > 0 for clip in clips.values())
         assert len(measured["vae"][size]) == 4
-        assert 0.99 < measured["float8"][size]["change"]["cosine"] < 1
+        assert 0.99 < measured["eight-bit"][size]["change"]["cosine"] < 1
     assert measured["forward"]["96x64"]["later clip"]["flops"] > measured["forward"]["64x64"]["later clip"]["flops"]
     assert 0 < measured["error"]["64x64"]["ratio"] < 2
     assert measured["error"]["64x64"]["layers"] == 2
@@ -241,14 +241,14 @@ def test_power_and_driver_are_those_that_nvidia_smi_tells(monkeypatch):
     assert s2v_meter._power_and_driver(CPU) == (None, None)
 
 
-def test_float8_stands_below_ours_with_its_ratio_and_its_change():
+def test_eight_bits_stand_below_ours_with_their_ratio_and_change():
     change = {"cosine": 0.9991234, "relative_l2": 0.0425}
     measured = {
         "forward": {"832x480": {"later clip": forward(3.0)}},
-        "float8": {"832x480": {"later clip": forward(1.8), "change": change}},
+        "eight-bit": {"832x480": {"later clip": forward(1.8), "change": change}},
     }
     text = s2v_table.describe({"circumstances": AT, "measured": measured})
-    assert "| float8: forward, later clip | 1.8 s (1.3–2.3), 0.60 × bfloat16 |" in text.splitlines()
+    assert "| 8 bits: forward, later clip | 1.8 s (1.3–2.3), 0.60 × bfloat16 |" in text.splitlines()
     assert "at 832x480 has a cosine of 0.999123 with the exact one, at a relative L2 distance of 4.250e-02" in text
 
 

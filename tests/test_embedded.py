@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -11,6 +13,8 @@ import torch
 from wan_s2v import WanS2VPipeline
 from wan_s2v.evaluation.measures import opening_correlation
 from wan_s2v.evaluation.readers import load_readers
+from wan_s2v.ops.eight_bit import INT8
+from wan_s2v.runtime.quantization import attend_in_eight_bits, quantize
 from wan_s2v.training.corpus import sample_utterance
 from wan_s2v.training.visemes import to_video_rate
 
@@ -47,6 +51,25 @@ def test_the_mouth_follows_a_voice_it_never_heard(pipeline, language, seed):
     frames = torch.from_numpy(np.asarray(result.frames)).permute(0, 3, 1, 2).float() / 127.5 - 1
     opening = load_readers(ASSETS / "evaluation", "cpu").mouth(frames).shapes[:, 0].numpy()
     assert opening_correlation(opening, to_video_rate(speech.mouth, 16, 32)[:, 0]) > 0.75
+
+
+@torch.no_grad()
+def test_eight_bits_hardly_change_what_it_predicts(pipeline):
+    """All 8-bit compute that a GPU would do; the goal is a cosine of 0.999."""
+    calls, model = [], pipeline.transformer_2
+
+    def note(*given, forward=model.forward):
+        calls.append((given, forward(*given)))
+        return calls[-1][1]
+
+    with patch.object(model, "forward", note):
+        pipeline(MEDIA / "voice_en.flac", MEDIA / "portrait_2.png", num_frames=8, fps=16, seed=1)
+    rounded = copy.deepcopy(model)
+    quantize(rounded, INT8)
+    attend_in_eight_bits(rounded)
+    for given, exact in calls:
+        assert torch.cosine_similarity(rounded(*given).flatten(), exact.flatten(), dim=0) > 0.9993
+    assert len(calls) == 5
 
 
 def test_the_default_model_needs_no_download(pipeline):

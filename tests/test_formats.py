@@ -31,10 +31,10 @@ from wan_s2v.commands.doctor import examine
 from wan_s2v.commands.request import model_sizes
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.ops.float8 import FLOAT8
+from wan_s2v.ops.eight_bit import FLOAT8
 from wan_s2v.runtime.memory import weight_bytes
 from wan_s2v.runtime.packed import ScaledLinear
-from wan_s2v.runtime.quantization import Float8Linear, is_quantized, quantize_float8
+from wan_s2v.runtime.quantization import EightBitLinear, is_quantized, quantize
 from wan_s2v.weights import Checkpoint, find_checkpoint, load_components, load_model
 from wan_s2v.weights.checkpoint import read_text_encoder
 
@@ -123,10 +123,10 @@ class TestScaledFloat8:
         tensors = scaled_float8(official(model)[0])
         loaded = load(write(model, tmp_path / "s2v.safetensors", tensors))
         held = predict(loaded)
-        quantize_float8(loaded)
+        quantize(loaded, FLOAT8)
         assert is_quantized(loaded)
         layer = loaded.blocks[1].ffn.net[0].proj
-        assert isinstance(layer, Float8Linear)
+        assert isinstance(layer, EightBitLinear)
         stored = tensors["blocks.1.ffn.0.weight"]
         assert torch.equal(layer.weight.view(torch.uint8), stored.view(torch.uint8))
         scale = tensors["blocks.1.ffn.0.scale_weight"]
@@ -142,7 +142,7 @@ class TestScaledFloat8:
         tensors = scaled_float8(official(model)[0], **options)
         loaded = load(write(model, tmp_path / "s2v.safetensors", tensors))
         assert torch.equal(predict(loaded), predict(plain_copy(model, expanded(tensors))))
-        quantize_float8(loaded)  # e5m2 cannot be taken as it is
+        quantize(loaded, FLOAT8)  # e5m2 cannot be taken as it is
         assert torch.isfinite(predict(loaded)).all()
 
     def test_float8_without_any_scale_is_the_value_itself(self, model: WanS2VTransformer, tmp_path: Path) -> None:

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from wan_s2v.errors import CheckpointError
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.ops.eight_bit import FLOAT8
 from wan_s2v.ops.gguf import BLOCKS, dequantize, plain_dequantize
 from wan_s2v.runtime.packed import GGUFLinear
-from wan_s2v.runtime.quantization import Float8Linear, quantize_float8
+from wan_s2v.runtime.quantization import EightBitLinear, quantize
 from wan_s2v.weights import find_checkpoint, load_model
 from wan_s2v.weights.files import read_headers, read_metadata
 
@@ -127,8 +128,8 @@ class TestTransformer:
         layer = loaded.blocks[0].attn2.to_q
         assert layer.input_dtype == torch.bfloat16
         assert torch.equal(layer.weight, values["blocks.0.cross_attn.q.weight"].bfloat16())
-        quantize_float8(loaded)
-        assert isinstance(loaded.blocks[0].attn2.to_q, Float8Linear)
+        quantize(loaded, FLOAT8)
+        assert isinstance(loaded.blocks[0].attn2.to_q, EightBitLinear)
         assert isinstance(loaded.blocks[0].attn2.to_k, GGUFLinear)  # once per clip
         assert torch.isfinite(predict(loaded)).all()
 

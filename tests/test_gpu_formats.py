@@ -11,9 +11,10 @@ from formats import make_transformer, official, predict, random_blocks, scaled_f
 from safetensors.torch import save_file
 
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.ops.eight_bit import FLOAT8
 from wan_s2v.ops.gguf import BLOCKS, dequantize, plain_dequantize
 from wan_s2v.runtime.packed import GGUFLinear
-from wan_s2v.runtime.quantization import quantize_float8
+from wan_s2v.runtime.quantization import quantize
 from wan_s2v.weights import find_checkpoint, load_model
 
 pytestmark = [
@@ -67,7 +68,7 @@ def test_float8_products_take_the_stored_weights(tmp_path):
         pytest.skip("float8 products need compute capability 8.9")
     held = load(tmp_path, "cuda", torch.bfloat16)
     computed = copy.deepcopy(held)
-    quantize_float8(computed)
+    quantize(computed, FLOAT8)
     expected, made = predict(held).flatten(), predict(computed).flatten()
     assert torch.isfinite(made).all()
     assert torch.nn.functional.cosine_similarity(made, expected, dim=0) > 0.999

@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import assert_close
 
-from wan_s2v.ops.attention_float8 import key_mean, plain_attention_float8
+from wan_s2v.ops.attention_eight_bit import key_mean, plain_attention_eight_bit
 from wan_s2v.ops.dispatch import kernel_problem
-from wan_s2v.ops.float8 import FLOAT8, Quantized, plain_quantize_rows
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, Quantized, plain_quantize_rows
 from wan_s2v.ops.norm import Affine, Rows, Update, add_and_norm, modulation, plain_add_and_norm
 from wan_s2v.ops.rope import RotaryTable, norm_and_turn, plain_norm_and_turn, rotary_table
 
 pytest.importorskip("triton", reason="Triton is not installed: it exists for Linux and, as triton-windows, for Windows")
-from wan_s2v.ops.attention_float8_kernel import launch_attention_float8
-from wan_s2v.ops.float8_kernel import launch_quantize
+from wan_s2v.ops.attention_eight_bit_kernel import launch_attention_eight_bit
+from wan_s2v.ops.eight_bit_kernel import launch_linear_int8, launch_quantize
 from wan_s2v.ops.norm_kernel import launch_add_and_norm
 from wan_s2v.ops.rope_kernel import launch_norm_and_turn
 
@@ -117,6 +117,11 @@ def _assert_rounded(made: Quantized, wanted: Quantized) -> None:
     The interpreter (Triton 3.9) loses the carry of a value that rounds up to a power of two: left out there.
     """
     assert_close(made.scale.cpu(), wanted.scale.cpu(), 1e-6 * float(wanted.scale.max()) + 1e-12, "scales")
+    if wanted.values.dtype == INT8:
+        steps = (made.values.int() - wanted.values.int()).abs()
+        assert steps.max() <= 1
+        assert (steps == 0).float().mean() > 0.98
+        return
     step = wanted.dequantize().abs() / 8 + wanted.scale / 256
     near = (made.dequantize() - wanted.dequantize()).abs() <= 1.01 * step
     assert (near | (wanted.values.view(torch.uint8) % 8 == 0 if DEVICE == "cpu" else False)).all()
@@ -126,33 +131,58 @@ def _assert_rounded(made: Quantized, wanted: Quantized) -> None:
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # of the interpreter: sigmoid of large negatives is 0
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_are_rounded_to_float8_as_by_plain_pytorch(dtype, gelu):
+@pytest.mark.parametrize("target", [INT8, FLOAT8])
+def test_rows_are_rounded_to_eight_bits_as_by_plain_pytorch(dtype, gelu, target):
     x = (_random(2, 5, 72) * torch.logspace(-3, 3, 5, device=DEVICE)[:, None]).to(dtype)
     x[1, 2] = 0
     activated = torch.nn.functional.gelu(x.float(), approximate="tanh") if gelu else x
-    _assert_rounded(launch_quantize(x, gelu=gelu), plain_quantize_rows(activated))
+    _assert_rounded(launch_quantize(x, target, gelu=gelu), plain_quantize_rows(activated, target))
 
 
-def test_normed_tokens_are_rounded_to_float8_as_by_plain_pytorch():
+@pytest.mark.parametrize("target", [INT8, FLOAT8])
+def test_normed_tokens_are_rounded_to_eight_bits_as_by_plain_pytorch(target):
     x, update, norm = _random(2, LENGTH, CHANNELS, seed=5), UPDATES["gated"](), NORMS["two parts"]()
-    made = launch_add_and_norm(x.clone(), update, norm, FLOAT8)
-    wanted = plain_add_and_norm(x.clone(), update, norm, FLOAT8)
+    made = launch_add_and_norm(x.clone(), update, norm, target)
+    wanted = plain_add_and_norm(x.clone(), update, norm, target)
     assert_close(made[0].cpu(), wanted[0].cpu(), 5e-6)
     _assert_rounded(made[1], wanted[1])
 
 
+@pytest.mark.parametrize(("rows", "columns", "depth"), [(1, 16, 16), (130, 48, 320), (300, 272, 144), (1200, 130, 48)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_int8_products_equal_those_of_plain_pytorch(rows, columns, depth, dtype, has_bias):
+    x = plain_quantize_rows(_random(rows, depth) * torch.logspace(-2, 2, rows, device=DEVICE)[:, None], INT8)
+    weight = plain_quantize_rows(_random(columns, depth, seed=1), INT8)
+    bias = _random(columns, seed=2).to(dtype) if has_bias else None
+    made = launch_linear_int8(x, weight, bias, dtype)
+    exact = x.dequantize().cpu().double() @ weight.dequantize().cpu().double().t()
+    exact = exact if bias is None else exact + bias.cpu().double()
+    assert (made.shape, made.dtype) == ((rows, columns), dtype)
+    largest = exact.abs().amax(dim=1, keepdim=True)  # rows differ in size
+    assert_close(made.cpu().double() / largest, exact / largest, 2e-5 if dtype == torch.float32 else 0.008)
+
+
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(70, 150), (64, 128), (5, 300)])
-def test_float8_attention_is_near_full_attention(num_queries, num_keys):
+def test_eight_bit_attention_is_near_full_attention(num_queries, num_keys):
     q, k, v = (_random(2, n, 3, 32, seed=n).bfloat16() for n in (num_queries, num_keys, num_keys))
     k = k + 4 * _random(1, 1, 3, 32, seed=9).bfloat16()
     scores = torch.einsum("blnd,bmnd->bnlm", q.float(), k.float()) / 32**0.5
     exact = torch.einsum("bnlm,bmnd->blnd", scores.softmax(-1), v.float()).flatten(2)
-    plain = plain_attention_float8(q, k, v)
-    made = launch_attention_float8(q, k, v, key_mean(k))
+    plain = plain_attention_eight_bit(q, k, v)
+    made = launch_attention_eight_bit(q, k, v, key_mean(k))
     assert (made.shape, made.dtype) == (exact.shape, torch.bfloat16)
     assert (plain.float() - exact).norm() < 0.06 * exact.norm()
     allowed = 0.08 if DEVICE == "cuda" else 0.25  # the interpreter rounds float8 badly, see above
     assert (made.float() - exact).norm() < allowed * exact.norm()
+
+
+def test_queries_and_keys_without_content_attend_to_all_values_alike():
+    q, k = torch.zeros(1, 9, 2, 32, device=DEVICE), torch.full((1, 150, 2, 32), 3.0, device=DEVICE)
+    v = _random(1, 150, 2, 32).bfloat16()
+    made = launch_attention_eight_bit(q.bfloat16(), k.bfloat16(), v, key_mean(k))
+    mean = v.float().mean(1, keepdim=True).expand(1, 9, 2, 32).flatten(2)
+    assert_close(made.float(), mean, 0.02)
 
 
 def test_the_benchmark_tries_every_kernel(capsys):
@@ -163,7 +193,7 @@ def test_the_benchmark_tries_every_kernel(capsys):
 
     kernels.main(["--small"])
     printed = capsys.readouterr().out.splitlines()
-    assert len(printed) == 8
+    assert len(printed) == 11
     assert all("error" in line for line in printed)
 
 

@@ -22,9 +22,9 @@ from wan_s2v.commands import request
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import Conditioning
-from wan_s2v.ops.float8 import quantize_rows
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, quantize_rows
 from wan_s2v.runtime.lora import Adapters, LoRALinear
-from wan_s2v.runtime.quantization import Float8Linear, quantize_float8
+from wan_s2v.runtime.quantization import EightBitLinear, quantize
 from wan_s2v.schedulers import make_scheduler
 from wan_s2v.weights.lora import LoRAFile, read_lora
 from wan_s2v.weights.lora_keys import Slot, lay_out, listed
@@ -306,15 +306,16 @@ def test_in_bfloat16_a_branch_is_no_worse_than_merged_weights(transformer):
     assert (made - exact).norm() < 2 * (plain - exact).norm()
 
 
-def test_a_branch_beside_a_float8_layer_sees_the_values_of_its_tokens():
+@pytest.mark.parametrize("dtype", [INT8, FLOAT8])
+def test_a_branch_beside_an_eight_bit_layer_sees_the_values_of_its_tokens(dtype):
     draw = torch.Generator().manual_seed(2)
     base = nn.Linear(32, 48).requires_grad_(False)
     down, up = torch.randn(RANK, 32, generator=draw), torch.randn(48, RANK, generator=draw)
     x = torch.randn(2, 5, 32, generator=draw)
-    layer = Float8Linear(base)
+    layer = EightBitLinear(base, dtype)
     wrapped = LoRALinear(layer, down, up)
     assert wrapped.input_dtype == layer.input_dtype
-    rounded = quantize_rows(x)
+    rounded = quantize_rows(x, dtype)
     assert_close(wrapped(rounded), layer(rounded) + rounded.dequantize() @ down.t() @ up.t(), 1e-4)
     assert_close(wrapped(x), layer(x) + x @ down.t() @ up.t(), 1e-4)
 
@@ -323,13 +324,13 @@ def test_a_float8_model_takes_loras_and_gives_them_back():
     plain = random_transformer(attention_head_dim=64)
     pairs = random_pairs(plain)
     rounded = copy.deepcopy(plain)
-    quantize_float8(rounded)
+    quantize(rounded, FLOAT8)
     before = predict(rounded)
     adapters = Adapters(rounded)
     adapters.add("a", read_lora(in_style(diffusers_style, rounded, pairs), rounded.config), 1.0)
     exact, bare = predict(merged(plain, pairs)), predict(plain)
     made = predict(rounded)
-    assert isinstance(rounded.get_submodule(LAYERS[0]).base, Float8Linear)
+    assert isinstance(rounded.get_submodule(LAYERS[0]).base, EightBitLinear)
     assert (made - exact).norm() < 0.15 * (bare - exact).norm()
     adapters.clear()
     assert torch.equal(predict(rounded), before)
@@ -370,7 +371,7 @@ def test_layers_of_other_kinds_take_pairs(transformer):
 
 def test_a_full_difference_cannot_be_added_to_a_float8_layer():
     rounded = random_transformer(attention_head_dim=64)
-    quantize_float8(rounded)
+    quantize(rounded, FLOAT8)
     before = predict(rounded)
     tensors = in_style(diffusers_style, rounded, {
         f"blocks.0.attn1.to_k.{name}": torch.ones(shape) for name, shape in (("down", (1, 128)), ("up", (128, 1)))
@@ -534,13 +535,13 @@ def test_the_pipeline_loads_weighs_and_unloads_loras(lora_file):
 
 
 def test_the_fast_preset_rounds_the_layers_below_loras(lora_file, monkeypatch):
-    monkeypatch.setattr("wan_s2v.runtime.apply.can_compute_float8", lambda device: True)
+    monkeypatch.setattr("wan_s2v.runtime.apply.can_compute_in_eight_bits", lambda device: True)
     pipeline = random_pipeline()
     pipeline.load_lora_weights(lora_file, "style")
     pipeline(VOICE, PORTRAIT, **SMALL, preset="fast")
     layer = pipeline.transformer.get_submodule("blocks.0.attn1.to_q")
     assert isinstance(layer, LoRALinear)
-    assert isinstance(layer.base, Float8Linear)
+    assert isinstance(layer.base, EightBitLinear)
     pipeline.unload_lora_weights()
     assert pipeline.transformer.get_submodule("blocks.0.attn1.to_q") is layer.base
 
@@ -697,19 +698,19 @@ def test_a_job_may_have_loras_of_its_own(wan_s2v, model, tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("in_float8", [False, True], ids=["bfloat16", "float8"])
-def test_branches_on_a_gpu_equal_merged_weights(in_float8):
+@pytest.mark.parametrize("dtype", [None, INT8, FLOAT8], ids=["bfloat16", "int8", "float8"])
+def test_branches_on_a_gpu_equal_merged_weights(dtype):
     """Beside cuBLAS layers with GELU in their epilogue, and beside 8-bit products of tokens rounded in the kernel."""
     plain = random_transformer(attention_head_dim=64, ffn_dim=256)
     pairs = random_pairs(plain)
     exact, without = predict(merged(plain, pairs)), predict(plain)
     made = copy.deepcopy(plain).to("cuda", torch.bfloat16)
-    if in_float8:
-        quantize_float8(made)
+    if dtype:
+        quantize(made, dtype)
     before = predict(made)
     adapters = Adapters(made)
     adapters.add("a", read_lora(in_style(comfy_style, plain, pairs), made.config), RANK / ALPHA)
     found = predict(made)
-    assert (found - exact).norm() < (0.15 if in_float8 else 0.05) * (without - exact).norm()
+    assert (found - exact).norm() < (0.15 if dtype else 0.05) * (without - exact).norm()
     adapters.clear()
     assert torch.equal(predict(made), before)

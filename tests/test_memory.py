@@ -18,9 +18,10 @@ import wan_s2v.vae
 from wan_s2v.latents import decode_latents, encode_pixels
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VBlock
+from wan_s2v.ops.eight_bit import FLOAT8
 from wan_s2v.runtime.lora import Adapters, branch_bytes
 from wan_s2v.runtime.memory import OFFLOADS, SLOTS, MemoryPolicy, choose_policy, peak_bytes, stage_bytes, weight_bytes
-from wan_s2v.runtime.quantization import quantize_float8
+from wan_s2v.runtime.quantization import quantize
 from wan_s2v.runtime.sizes import S2V_14B_SIZES, Work, loaded_sizes
 from wan_s2v.weights.lora import LoRAFile, read_lora
 
@@ -71,8 +72,8 @@ def test_a_pose_video_and_8_bit_attention_take_more():
     plain = stage_bytes(S2V_14B_SIZES, LARGE, BF16, MemoryPolicy())["denoise"]
     pose = stage_bytes(S2V_14B_SIZES, replace(LARGE, has_pose=True), BF16, MemoryPolicy())["denoise"]
     assert pose - plain == 70_400 * 5120 * 4  # its tokens stay in float32 during a clip
-    float8 = replace(S2V_14B_SIZES, blocks_run="float8")
-    assert stage_bytes(float8, LARGE, BF16, MemoryPolicy())["denoise"] > plain
+    eight_bit = replace(S2V_14B_SIZES, blocks_run="eight-bit")
+    assert stage_bytes(eight_bit, LARGE, BF16, MemoryPolicy())["denoise"] > plain
 
 
 def test_what_is_asked_for_is_the_least_that_is_given_up():
@@ -111,7 +112,7 @@ def test_a_block_is_as_large_as_counted():
 
 def test_loaded_models_are_counted_as_they_are():
     pipeline = random_pipeline()
-    quantize_float8(pipeline.transformer)
+    quantize(pipeline.transformer, FLOAT8)
     pipeline.text_encoder.to(BF16)
     names = ("transformer", "vae", "text_encoder", "audio_encoder")
     models = {name: getattr(pipeline, name) for name in names}
@@ -141,7 +142,7 @@ def test_attached_loras_are_counted_where_they_are():
 
 def test_a_loaded_transformer_has_the_blocks_on_the_device_that_its_policy_says():
     pipeline = random_pipeline(num_layers=7)
-    quantize_float8(pipeline.transformer)  # blocks are then a smaller share of the bytes than of the parameters
+    quantize(pipeline.transformer, FLOAT8)  # blocks are then a smaller share of the bytes than of the parameters
     model = pipeline.transformer
     sizes = loaded_sizes(pipeline._models(), CPU)
     block = sum(tensor.nbytes for tensor in (*model.blocks[0].parameters(), *model.blocks[0].buffers()))

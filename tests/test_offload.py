@@ -11,10 +11,11 @@ from conftest import MEDIA
 from models import random_pipeline
 
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.ops.eight_bit import FLOAT8
 from wan_s2v.runtime import offload
 from wan_s2v.runtime.memory import SLOTS, MemoryPolicy
 from wan_s2v.runtime.offload import BlockStream, Placement
-from wan_s2v.runtime.quantization import quantize_float8
+from wan_s2v.runtime.quantization import quantize
 
 CPU = torch.device("cpu")
 OPTIONS = {"height": 64, "width": 80, "num_inference_steps": 3, "seed": 7, "num_frames": 40, "frames_per_clip": 16}
@@ -74,7 +75,7 @@ def test_only_the_block_that_works_is_on_the_device(monkeypatch, enough_memory):
     if not enough_memory:  # then nothing is gathered, and copies come from where the weights are
         monkeypatch.setattr(offload, "free_bytes", lambda _device: 0)
     model = random_pipeline(num_layers=7).transformer
-    quantize_float8(model)  # buffers move as parameters do
+    quantize(model, FLOAT8)  # buffers move as parameters do
     blocks = list(model.blocks)
     expected = [block.ffn.net[0].proj.weight.clone() for block in blocks]
     stream = BlockStream(blocks[1:6], CPU)

@@ -311,21 +311,21 @@ def test_the_fast_preset_decodes_without_a_seam(pipeline, monkeypatch):
     assert lengths == [(4, False), (22, False)]
 
 
-def test_the_fast_preset_computes_in_float8_where_the_device_can(monkeypatch):
-    """The CPU does float8 only slowly, so it is told that it can."""
-    monkeypatch.setattr("wan_s2v.runtime.apply.can_compute_float8", lambda device: True)
+def test_the_fast_preset_computes_in_eight_bits_where_the_device_can(monkeypatch):
+    """The CPU does that only slowly, so it is told that it can."""
+    monkeypatch.setattr("wan_s2v.runtime.apply.can_compute_in_eight_bits", lambda device: True)
     options = SMALL | {"num_frames": 4, "fps": 16}
     pipeline = random_pipeline()
     exact = pipeline(VOICE, PORTRAIT, **options)
     fast = pipeline(VOICE, PORTRAIT, **options, preset="fast")
     again = pipeline(VOICE, PORTRAIT, **options, preset="fast")
-    assert (exact.metadata["float8"], fast.metadata["float8"]) == (False, True)
+    assert (exact.metadata["eight_bit"], fast.metadata["eight_bit"]) == (False, True)
     assert np.array_equal(fast.frames, again.frames)
     assert 0 < np.abs(fast.frames.astype(int) - exact.frames.astype(int)).mean() < 3
     with pytest.raises(UsageError, match="Load the model again"):
         pipeline(VOICE, PORTRAIT, **options)
 
 
-def test_float8_is_left_to_devices_that_have_it(pipeline):
+def test_eight_bits_are_left_to_devices_that_have_such_products(pipeline):
     made = pipeline(VOICE, PORTRAIT, **SMALL, num_frames=4, fps=16, preset="fast")
-    assert not made.metadata["float8"]
+    assert not made.metadata["eight_bit"]

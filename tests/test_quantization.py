@@ -1,4 +1,4 @@
-"""Float8 products: close to the full ones, and only where they belong."""
+"""8-bit products: close to the full ones, and only where they belong."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import copy
 
 import pytest
 import torch
+from conftest import assert_close
 from models import random_pipeline
 
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
-from wan_s2v.ops.float8 import FLOAT8, linear_float8, plain_quantize_rows
-from wan_s2v.runtime.quantization import Float8Linear, attend_in_float8, is_quantized, quantize_float8
+from wan_s2v.ops.attention_eight_bit import attention_eight_bit
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, LARGEST, eight_bit_linear, plain_quantize_rows
+from wan_s2v.runtime import quantization
+from wan_s2v.runtime.packed import ScaledLinear
+from wan_s2v.runtime.quantization import (
+    EightBitLinear,
+    attend_in_eight_bits,
+    compute_in_eight_bits,
+    is_quantized,
+    quantize,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,56 +39,84 @@ def _predict(model: WanS2VTransformer) -> torch.Tensor:
 
 
 @torch.no_grad()
-def test_rows_keep_their_own_scale():
+@pytest.mark.parametrize("dtype", [INT8, FLOAT8])
+def test_rows_keep_their_own_scale(dtype):
     x = torch.randn(4, 64, generator=torch.Generator().manual_seed(0)) * torch.tensor([[1e-4], [1.0], [1e4], [0.0]])
-    found = plain_quantize_rows(x)
-    assert found.values.dtype == FLOAT8
-    assert found.values.float().abs().amax(1).tolist() == [448, 448, 448, 0]
-    assert ((found.dequantize() - x).abs() <= x.abs() / 16 + found.scale / 512).all()
+    found = plain_quantize_rows(x, dtype)
+    largest = LARGEST[dtype]
+    assert found.values.dtype == dtype
+    assert found.values.float().abs().amax(1).tolist() == [largest, largest, largest, 0]
+    step = found.scale * 0.5001 if dtype == INT8 else x.abs() / 16 + found.scale / 512
+    assert ((found.dequantize() - x).abs() <= step).all()
 
 
 @torch.no_grad()
-def test_the_product_is_that_of_the_rounded_factors():
+@pytest.mark.parametrize(("dtype", "error"), [(INT8, 0.015), (FLOAT8, 0.05)])
+def test_the_product_is_that_of_the_rounded_factors(dtype, error):
     draw = torch.Generator().manual_seed(1)
     x, weight = torch.randn(2, 3, 32, generator=draw), torch.randn(8, 32, generator=draw)
     bias = torch.randn(8, generator=draw)
-    rounded, rounded_weight = plain_quantize_rows(x), plain_quantize_rows(weight)
-    made = linear_float8(rounded, rounded_weight, bias)
+    rounded, rounded_weight = plain_quantize_rows(x, dtype), plain_quantize_rows(weight, dtype)
+    made = eight_bit_linear(rounded, rounded_weight, bias)
     exact = torch.nn.functional.linear(x, weight, bias)
     assert made.shape == (2, 3, 8)
     assert torch.equal(made, rounded.dequantize() @ rounded_weight.dequantize().t() + bias)
-    assert (made - exact).norm() < 0.05 * exact.norm()
+    assert (made - exact).norm() < error * exact.norm()
 
 
 @torch.no_grad()
-def test_a_quantized_transformer_predicts_nearly_the_same(transformer):
+@pytest.mark.parametrize(("dtype", "cosine"), [(INT8, 0.9999), (FLOAT8, 0.999)])
+def test_a_quantized_transformer_predicts_nearly_the_same(transformer, dtype, cosine):
     quantized = copy.deepcopy(transformer)
-    quantize_float8(quantized)
+    quantize(quantized, dtype)
     exact, rounded = _predict(transformer), _predict(quantized)
-    assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
+    assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > cosine
     assert not torch.equal(exact, rounded)
+
+
+@pytest.mark.parametrize(("capability", "dtype", "attends"), [((8, 0), INT8, False), ((8, 9), INT8, True)])
+def test_a_device_gets_all_that_it_can_compute(transformer, monkeypatch, capability, dtype, attends):
+    monkeypatch.setattr(quantization, "_has", lambda device, needed: capability >= needed)
+    quantized = copy.deepcopy(transformer)
+    compute_in_eight_bits(quantized, torch.device("cpu"))
+    assert {layer.input_dtype for layer in quantized.modules() if isinstance(layer, EightBitLinear)} == {dtype}
+    assert (quantized.blocks[0].attn1.attend is attention_eight_bit) == attends
+
+
+@pytest.mark.parametrize(("capability", "dtype"), [((8, 0), INT8), ((9, 0), FLOAT8)])
+def test_weights_stored_in_float8_stay_so_where_the_device_has_it(transformer, monkeypatch, capability, dtype):
+    monkeypatch.setattr(quantization, "_has", lambda device, needed: capability >= needed)
+    stored = copy.deepcopy(transformer)
+    layer = stored.blocks[1].attn2.to_q
+    held = ScaledLinear(*plain_quantize_rows(layer.weight, FLOAT8), layer.bias, torch.float32)
+    stored.blocks[1].attn2.to_q = held
+    compute_in_eight_bits(stored, torch.device("cpu"))
+    made = stored.blocks[1].attn2.to_q
+    assert {part.input_dtype for part in stored.modules() if isinstance(part, EightBitLinear)} == {dtype}
+    assert dtype == INT8 or torch.equal(made.weight.view(torch.uint8), held.values.view(torch.uint8))
+    assert_close(made.weight.float() * made.weight_scale, held.weight, 0.005 * held.weight.abs().max().item())
 
 
 @torch.no_grad()
 def test_only_the_products_of_every_step_are_rounded(transformer):
     quantized = copy.deepcopy(transformer)
     assert not is_quantized(quantized)
-    quantize_float8(quantized)
+    quantize(quantized, FLOAT8)
     assert is_quantized(quantized)
-    names = {name for name, module in quantized.named_modules() if isinstance(module, Float8Linear)}
+    names = {name for name, module in quantized.named_modules() if isinstance(module, EightBitLinear)}
     per_block = ["attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0"]
     wanted = {f"blocks.{k}.{name}" for k in range(4) for name in [*per_block, "ffn.net.0.proj", "ffn.net.2"]}
     count = len(quantized.audio_injector.attentions)
     wanted |= {f"audio_injector.attentions.{k}.{name}" for k in range(count) for name in ("to_q", "to_out.0")}
     assert names == wanted
-    quantize_float8(quantized)  # a second time changes nothing
-    assert {n for n, m in quantized.named_modules() if isinstance(m, Float8Linear)} == wanted
+    quantize(quantized, FLOAT8)  # a second time changes nothing
+    assert {n for n, m in quantized.named_modules() if isinstance(m, EightBitLinear)} == wanted
 
 
 @torch.no_grad()
 def test_another_dtype_leaves_rounded_weights_alone(transformer):
     quantized = copy.deepcopy(transformer)
-    quantize_float8(quantized)
+    quantize(quantized, FLOAT8)
     before = quantized.blocks[0].attn1.to_q
     values, scale = before.weight.clone().view(torch.uint8), before.weight_scale.clone()
     quantized.to(torch.bfloat16)
@@ -89,9 +127,9 @@ def test_another_dtype_leaves_rounded_weights_alone(transformer):
 
 
 @torch.no_grad()
-def test_self_attention_in_float8_is_nearly_the_same(transformer):
+def test_self_attention_in_eight_bits_is_nearly_the_same(transformer):
     quantized = copy.deepcopy(transformer)
-    attend_in_float8(quantized)
+    attend_in_eight_bits(quantized)
     exact, rounded = _predict(transformer), _predict(quantized)
     assert torch.nn.functional.cosine_similarity(exact.flatten(), rounded.flatten(), dim=0) > 0.999
     assert not torch.equal(exact, rounded)
@@ -101,5 +139,5 @@ def test_self_attention_in_float8_is_nearly_the_same(transformer):
 def test_heads_of_an_odd_size_stay_as_they_are():
     odd = random_pipeline(attention_head_dim=20).transformer
     before = _predict(odd)
-    attend_in_float8(odd)
+    attend_in_eight_bits(odd)
     assert torch.equal(_predict(odd), before)

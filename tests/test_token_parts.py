@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,13 +14,13 @@ from models import random_transformer
 
 from wan_s2v.models.layers import Attention, FeedForward, in_parts
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
-from wan_s2v.ops import attention_float8, float8, norm, rope
-from wan_s2v.ops.float8 import quantize_rows
+from wan_s2v.ops import attention_eight_bit, eight_bit, norm, rope
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, quantize_rows
 from wan_s2v.runtime import quantization
 from wan_s2v.runtime.lora import Adapters
 from wan_s2v.runtime.memory import MemoryPolicy, stage_bytes
 from wan_s2v.runtime.offload import Placement
-from wan_s2v.runtime.quantization import attend_in_float8, quantize_float8
+from wan_s2v.runtime.quantization import attend_in_eight_bits, quantize
 from wan_s2v.runtime.sizes import ModelSizes, Work
 from wan_s2v.weights.lora import LoRA, LowRank
 
@@ -37,22 +38,23 @@ def _with_lora(model: WanS2VTransformer) -> None:
     Adapters(model).add("one", LoRA("made", "none", pairs, {}, ()), 1.0)
 
 
-def _in_float8(model: WanS2VTransformer) -> None:
-    quantize_float8(model)
-    attend_in_float8(model)
+def _in_eight_bits(model: WanS2VTransformer) -> None:
+    quantize(model, FLOAT8)
+    attend_in_eight_bits(model)
 
 
 def _with_both(model: WanS2VTransformer) -> None:
-    _in_float8(model)
+    _in_eight_bits(model)
     _with_lora(model)
 
 
 KINDS: dict[str, Callable[[WanS2VTransformer], None]] = {
     "plain": lambda model: None,
     "lora": _with_lora,
-    "float8": quantize_float8,
-    "float8 attention": _in_float8,
-    "float8 with lora": _with_both,
+    "int8": partial(quantize, dtype=INT8),
+    "float8": partial(quantize, dtype=FLOAT8),
+    "float8, 8-bit attention": _in_eight_bits,
+    "float8, 8-bit attention, lora": _with_both,
 }
 
 
@@ -88,7 +90,7 @@ def _predict(model: WanS2VTransformer, batch: int = 1) -> torch.Tensor:
 def test_parts_give_what_the_whole_gives(kind, dtype):
     model = _model(kind, dtype)
     # Of values up to 4. Where a last digit differs, float8 may round to the other neighbour.
-    atol = 2e-5 if dtype == torch.float32 and "float8" not in kind else 0.04
+    atol = 2e-5 if dtype == torch.float32 and "8" not in kind else 0.04
     whole = _predict(model)
     for parts in (2, 7, 1000):
         _split(model, parts)
@@ -126,7 +128,7 @@ def test_every_token_is_worked_on_once_and_results_take_their_place():
     assert in_parts(work, x, 4) is x
     assert torch.equal(x, expected)
     assert [list(range(10))[place] for place in seen] == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
-    rounded = quantize_rows(x)
+    rounded = quantize_rows(x, FLOAT8)
     assert_close(in_parts(work, rounded, 4), rounded.dequantize() + 1, 1e-6)
 
 
@@ -153,25 +155,25 @@ class _Kernel:
 def _as_on_a_gpu(monkeypatch):
     """The path of our kernels, with all that it allocates and nothing that it computes."""
     pytest.importorskip("triton", reason="Triton is not installed")
-    from wan_s2v.ops import attention_float8_kernel, float8_kernel, norm_kernel, rope_kernel
+    from wan_s2v.ops import attention_eight_bit_kernel, eight_bit_kernel, norm_kernel, rope_kernel
 
     kernels = {
         norm_kernel: ("_add_and_norm",),
         rope_kernel: ("_norm_and_turn",),
-        float8_kernel: ("_quantize",),
-        attention_float8_kernel: ("_round_heads", "_transpose_values", "_attend"),
+        eight_bit_kernel: ("_quantize",),
+        attention_eight_bit_kernel: ("_round_heads", "_transpose_values", "_attend"),
     }
     for module, names in kernels.items():
         for name in names:
             monkeypatch.setattr(module, name, _Kernel())
-    for module in (norm, rope, float8, attention_float8, "wan_s2v.ops.linear"):
+    for module in (norm, rope, eight_bit, attention_eight_bit, "wan_s2v.ops.linear"):
         name = module if isinstance(module, str) else module.__name__
         monkeypatch.setattr(f"{name}.runs_kernels", lambda _x: True)
 
     def product(x: Any, weight: Any, bias: torch.Tensor) -> torch.Tensor:
         return bias.new_empty(*x.values.shape[:-1], weight.values.shape[0])
 
-    monkeypatch.setattr(quantization, "linear_float8", product)
+    monkeypatch.setattr(quantization, "eight_bit_linear", product)
 
 
 @pytest.mark.usefixtures("_as_on_a_gpu")
@@ -184,7 +186,7 @@ def test_a_forward_takes_the_memory_that_is_planned(kind):
     KINDS[kind](model)
     latents = torch.randn(1, 16, 12, 24, 32)
     sizes = ModelSizes(
-        model.config, {"transformer": 0, "vae": 0}, 1, 0, blocks_run="float8" if "float8" in kind else "kernels"
+        model.config, {"transformer": 0, "vae": 0}, 1, 0, blocks_run="eight-bit" if "8" in kind else "kernels"
     )
     work = Work(24 * 8, 32 * 8, 16, ((12, True),), 1, 1, num_prompts=0)
     prepared = conditioning.scene.context_tokens.nbytes

@@ -208,7 +208,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
             "torch": torch.__version__,
             "device": str(self._device(plan)),
             "dtype": str(self.transformer.dtype).removeprefix("torch."),
-            "float8": is_quantized(self.transformer),
+            "eight_bit": is_quantized(self.transformer),
             "attention": chosen_backends(),
             **self.source,
             **({"loras": loras} if loras else {}),

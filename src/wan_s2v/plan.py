@@ -70,7 +70,7 @@ class GenerationOptions:
         start_from_reference: begin with the reference image itself.
         timing: "aligned" shows each sound at its frame; "reference" is the official behaviour, 3 frames early.
         preset: "exact"; "fast" (extrapolates the predictions of steps that change little, decodes each clip from where
-            the one before ended, and computes in float8 where the GPU can); "draft" for a quick look (few steps, small
+            the one before ended, and computes in 8 bits where the GPU can); "draft" for a quick look (few steps, small
             frame); or "4step" for a few-step LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is
             given beside it has priority.
         enable_cpu_offload: keep only the part that works on the GPU.

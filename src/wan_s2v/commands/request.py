@@ -23,7 +23,7 @@ from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
 from wan_s2v.runtime.lora import branch_bytes
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
 from wan_s2v.runtime.precision import as_dtype, usable_dtype
-from wan_s2v.runtime.quantization import can_compute_float8
+from wan_s2v.runtime.quantization import can_compute_in_eight_bits
 from wan_s2v.runtime.sizes import ModelSizes, PackedSize, how_blocks_run
 from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
@@ -193,8 +193,8 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else resident_bytes())
     least: Offload = "model" if model.offload else "none"
     # in main memory there is nothing to be gained by moving
-    float8 = options.preset == "fast" and can_compute_float8(model.device)
-    blocks_run = how_blocks_run(model.device, is_float8=float8)
+    is_eight_bit = options.preset == "fast" and can_compute_in_eight_bits(model.device)
+    blocks_run = how_blocks_run(model.device, is_eight_bit=is_eight_bit)
     config, dtype = model.sizes.config, model.dtype
     lora_bytes = sum(branch_bytes(lora, config, dtype) for lora in request.loras if lora.weight)
     sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes)

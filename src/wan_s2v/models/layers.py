@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_s2v.ops.attention import attention
-from wan_s2v.ops.float8 import FLOAT8, Quantized, gelu_rows
+from wan_s2v.ops.eight_bit import LARGEST, Quantized, gelu_rows
 from wan_s2v.ops.linear import linear_gelu
 from wan_s2v.ops.rope import RotaryTable, norm_and_turn
 
@@ -157,8 +157,8 @@ class FeedForward(nn.Module):
 
     def _apply_to(self, x: Hidden) -> Tensor:
         first, last = self.net[0], self.net[2]
-        if input_dtype(last) == FLOAT8:
-            return last(gelu_rows(first.get_submodule("proj")(x)))
+        if (wanted := input_dtype(last)) in LARGEST:
+            return last(gelu_rows(first.get_submodule("proj")(x), wanted))
         return last(first(x))
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from wan_s2v.ops.dispatch import runs_kernels
-from wan_s2v.ops.float8 import FLOAT8, Quantized, plain_quantize_rows
+from wan_s2v.ops.eight_bit import LARGEST, Quantized, plain_quantize_rows
 
 
 class Rows(NamedTuple):
@@ -87,7 +87,7 @@ def add_and_norm(x: Tensor, update: Update, norm: Affine, dtype: torch.dtype) ->
     Args:
         x: (B, L, C) float32; it may be overwritten.
         update: may be overwritten, too.
-        dtype: of the normed tokens; float8 gives them scales.
+        dtype: of the normed tokens; 8 bits give them scales.
     Returns: the stream (B, L, C) float32, and (B, norm.num_tokens, C) in `dtype`.
     """
     if runs_kernels(x):
@@ -103,13 +103,13 @@ def plain_add_and_norm(
     """`add_and_norm` in plain PyTorch."""
     x = add_update(x, update)
     normed = layer_norm(x[:, : norm.num_tokens], norm.eps)
-    rounded = torch.float32 if dtype == FLOAT8 else dtype
+    rounded = torch.float32 if dtype in LARGEST else dtype
 
     def modulate(part: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.addcmul(bias, part, weight).to(rounded)
 
     normed = _by_stretch(modulate, (normed,), (norm.weight, norm.bias))
-    return x, plain_quantize_rows(normed) if dtype == FLOAT8 else normed
+    return x, plain_quantize_rows(normed, dtype) if dtype in LARGEST else normed
 
 
 def add_update(x: Tensor, update: Update) -> Tensor:

@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from wan_s2v.ops.float8 import FLOAT8, LARGEST, Quantized
-from wan_s2v.ops.float8_kernel import round_row
+from wan_s2v.ops.eight_bit import INT8, LARGEST, Quantized
+from wan_s2v.ops.eight_bit_kernel import round_row
 from wan_s2v.ops.norm import Affine, Rows, Update
 
 
@@ -29,7 +29,7 @@ def launch_add_and_norm(
         out = values  # a program reads its row before it writes it
     else:
         out = torch.empty(shape, dtype=dtype, device=x.device)
-    scale = torch.empty(batch, norm.num_tokens, 1, device=x.device) if dtype == FLOAT8 else None
+    scale = torch.empty(batch, norm.num_tokens, 1, device=x.device) if dtype in LARGEST else None
     num_updated = values.shape[1]
     assert x.is_contiguous()
     assert values.stride(-1) == 1
@@ -50,7 +50,8 @@ def launch_add_and_norm(
         channels,
         HAS_GATE=gate is not None,
         QUANTIZES=scale is not None,
-        LARGEST=LARGEST,
+        LARGEST=LARGEST.get(dtype, 0.0),
+        WHOLE=dtype == INT8,
         BLOCK=triton.next_power_of_2(channels),
         num_warps=8 if channels > 2048 else 4,
     )
@@ -91,6 +92,7 @@ def _add_and_norm(
     HAS_GATE: tl.constexpr,
     QUANTIZES: tl.constexpr,
     LARGEST: tl.constexpr,
+    WHOLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     token = tl.program_id(0).to(tl.int64)
@@ -117,7 +119,7 @@ def _add_and_norm(
         normed = centred * tl.rsqrt(variance + eps) * weight + bias
         target = batch * num_normed + token
         if QUANTIZES:
-            values, scale = round_row(normed, LARGEST)
+            values, scale = round_row(normed, LARGEST, WHOLE)
             tl.store(scale_ptr + target, scale)
             tl.store(out_ptr + target * channels + column, values, mask=inside)
         else:

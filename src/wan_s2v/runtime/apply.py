@@ -7,7 +7,7 @@ import torch
 from wan_s2v.errors import UsageError
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.runtime.lora import Adapters
-from wan_s2v.runtime.quantization import attend_in_float8, can_compute_float8, is_quantized, quantize_float8
+from wan_s2v.runtime.quantization import can_compute_in_eight_bits, compute_in_eight_bits, is_quantized
 
 
 def apply_preset(transformer: WanS2VTransformer, adapters: Adapters | None, preset: str, device: torch.device) -> None:
@@ -20,18 +20,17 @@ def apply_preset(transformer: WanS2VTransformer, adapters: Adapters | None, pres
     """
     if preset == "exact" and is_quantized(transformer):
         raise UsageError(
-            'The transformer computes in float8 since preset="fast" was used. Load the model again for preset="exact".'
+            'The transformer computes in 8 bits since preset="fast" was used. Load the model again for preset="exact".'
         )
-    if preset == "fast" and can_compute_float8(device) and not is_quantized(transformer):
-        _round_to_float8(transformer, adapters, device)
+    if preset == "fast" and can_compute_in_eight_bits(device) and not is_quantized(transformer):
+        _round(transformer, adapters, device)
 
 
-def _round_to_float8(transformer: WanS2VTransformer, adapters: Adapters | None, device: torch.device) -> None:
+def _round(transformer: WanS2VTransformer, adapters: Adapters | None, device: torch.device) -> None:
     """LoRAs stay above the rounded layers: their small changes would be lost below."""
     weights = dict(adapters.weights) if adapters else {}
     if adapters:
         adapters.set_weights({})
-    quantize_float8(transformer, device)
-    attend_in_float8(transformer)
+    compute_in_eight_bits(transformer, device)
     if adapters:
         adapters.set_weights(weights)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.layers import GELULinear, Hidden, input_dtype
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.ops.float8 import Quantized
+from wan_s2v.ops.eight_bit import Quantized
 from wan_s2v.weights.lora import LoRA, LoRAFile, LowRank, check_weight, lora_shapes
 
 _CALLED: Final = ("blocks.", "audio_injector.", "condition_embedder.text_embedder.")  # linear layers the model calls

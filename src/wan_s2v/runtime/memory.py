@@ -29,7 +29,7 @@ SLOTS: Final = 2  # blocks on the device that are not to stay there: one works, 
 # tokens, their keys and values, which 8-bit attention has rounded beside them; and of a part of the tokens the queries
 # and what they attended to. Plain PyTorch holds most where it turns keys, in four maps of float32.
 _STREAM_BYTES: Final = 4
-_KEPT_COPIES: Final = {"kernels": 3, "float8": 5, "plain": 3}
+_KEPT_COPIES: Final = {"kernels": 3, "eight-bit": 5, "plain": 3}
 _PART_COPIES: Final = 2
 _PLAIN_TURN_BYTES: Final = 16
 # Maps of full resolution and four frames that are alive in the VAE, counted on one with the Wan2.1 VAE's proportions:

@@ -1,4 +1,4 @@
-"""8-bit compute: the matrix products and the self-attention of the blocks in float8.
+"""8-bit compute: the matrix products of the blocks in int8 or float8, and their self-attention.
 
 Embeddings, the output layer, convolutions of pose, motion and sound, and all modulation keep their dtype; so do keys
 and values of prompt and sound, which are computed once per clip.
@@ -13,78 +13,108 @@ import torch
 from torch import Tensor, nn
 
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.ops.attention_float8 import attention_float8
+from wan_s2v.ops.attention_eight_bit import attention_eight_bit
 from wan_s2v.ops.dispatch import kernel_problem
-from wan_s2v.ops.float8 import FLOAT8, Quantized, linear_float8, quantize_rows
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, Quantized, eight_bit_linear, quantize_rows
 from wan_s2v.runtime.packed import FixedDtype, PackedLinear, ScaledLinear
 
 _EVERY_STEP = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0", "attn2.to_q", "attn2.to_out.0")
 _FEED_FORWARD = ("ffn.net.0.proj", "ffn.net.2")
 _INJECTION = ("to_q", "to_out.0")
 _SMALLEST_HEAD = 32  # summed axis of an 8-bit product
+_HAS_INT8, _HAS_FLOAT8 = (8, 0), (8, 9)  # compute capabilities of NVIDIA's Ampere, and of Ada
 
 
-class Float8Linear(FixedDtype):
-    """A linear layer whose weight is stored, and whose input is rounded, in float8 with a scale for each row."""
+class EightBitLinear(FixedDtype):
+    """A linear layer whose weight is stored, and whose input is rounded, in 8 bits with a scale for each row.
 
-    input_dtype = FLOAT8
+    Args:
+        dtype: INT8 or FLOAT8.
+    """
+
     weight: Tensor
     weight_scale: Tensor
 
-    def __init__(self, layer: nn.Linear | PackedLinear) -> None:
+    def __init__(self, layer: nn.Linear | PackedLinear, dtype: torch.dtype) -> None:
         super().__init__()
-        values, scale = _quantized(layer)
+        values, scale = _quantized(layer, dtype)
         self.register_buffer("weight", values)
         self.register_buffer("weight_scale", scale)
         self.bias = layer.bias
 
+    @property
+    def input_dtype(self) -> torch.dtype:
+        """In which it wants its tokens."""
+        return self.weight.dtype
+
     def forward(self, x: Tensor | Quantized) -> Tensor:
         """x (..., K), rounded here unless it already is → (..., N) in the dtype of the bias."""
-        rounded = x if isinstance(x, Quantized) else quantize_rows(x)
-        return linear_float8(rounded, Quantized(self.weight, self.weight_scale), self.bias)
+        rounded = x if isinstance(x, Quantized) else quantize_rows(x, self.weight.dtype)
+        return eight_bit_linear(rounded, Quantized(self.weight, self.weight_scale), self.bias)
 
 
-def _quantized(layer: nn.Linear | PackedLinear) -> Quantized:
-    """A layer's weight in float8; one that is stored so is taken as it is, since each rounding loses something."""
-    if isinstance(layer, ScaledLinear) and layer.values.dtype == FLOAT8:
+def _quantized(layer: nn.Linear | PackedLinear, dtype: torch.dtype) -> Quantized:
+    """A layer's weight in 8 bits; one that is stored so is taken as it is, since each rounding loses something."""
+    if _is_stored_in(layer, dtype):
+        assert isinstance(layer, ScaledLinear)
         return Quantized(layer.values, layer.scale.expand(layer.out_features, 1).contiguous())
-    return quantize_rows(layer.weight.detach())
+    return quantize_rows(layer.weight.detach(), dtype)
 
 
-def can_compute_float8(device: torch.device) -> bool:
-    """Whether a device has 8-bit matrix products: NVIDIA from compute capability 8.9 on (Ada, Hopper and later)."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+def _is_stored_in(layer: nn.Module, dtype: torch.dtype) -> bool:
+    return isinstance(layer, ScaledLinear) and layer.values.dtype == dtype
+
+
+def can_compute_in_eight_bits(device: torch.device) -> bool:
+    """Whether a device has int8 matrix products and our kernels: NVIDIA from compute capability 8.0 (Ampere) on."""
+    return _has(device, _HAS_INT8)
+
+
+def _has(device: torch.device, capability: tuple[int, int]) -> bool:
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < capability:
         return False
     return kernel_problem() is None
 
 
 @torch.no_grad()
-def quantize_float8(transformer: WanS2VTransformer, device: torch.device | None = None) -> None:
-    """Have the linear layers that work in every step compute in float8; each is replaced before the next is made.
+def compute_in_eight_bits(transformer: WanS2VTransformer, device: torch.device) -> None:
+    """All 8-bit compute that a device has: products, and from Ada on attention.
+
+    A transformer that a checkpoint brought in float8 computes in float8, where the device can; any other in int8,
+    which keeps more of weights and tokens.
+    """
+    float8 = _has(device, _HAS_FLOAT8)
+    is_stored = any(_is_stored_in(layer, FLOAT8) for _, _, layer in _layers(transformer))
+    quantize(transformer, FLOAT8 if float8 and is_stored else INT8, device)
+    if float8:
+        attend_in_eight_bits(transformer)
+
+
+@torch.no_grad()
+def quantize(transformer: WanS2VTransformer, dtype: torch.dtype, device: torch.device | None = None) -> None:
+    """Have the linear layers that work in every step compute in 8 bits; each is replaced before the next is made.
 
     Args:
+        dtype: INT8 or FLOAT8. Weights that a checkpoint brought in it are taken as they are, others rounded here.
         device: where weights are rounded, one after the other; where they are if None.
-
-    Weights that a checkpoint brought in float8 are taken as they are; all others are rounded here. Needs a GPU of
-    compute capability 8.9 (Ada, Hopper and later); elsewhere such weights stay in `ScaledLinear`.
     """
     for parent, name, layer in list(_layers(transformer)):
         home = next(itertools.chain(layer.parameters(), layer.buffers())).device
-        rounded = Float8Linear(layer.to(device or home))
+        rounded = EightBitLinear(layer.to(device or home), dtype)
         setattr(parent, name, rounded.to(home))
 
 
-def attend_in_float8(transformer: WanS2VTransformer) -> None:
-    """Have every self-attention done in float8, where the head size is one that the kernel takes."""
+def attend_in_eight_bits(transformer: WanS2VTransformer) -> None:
+    """Have every self-attention done in 8 bits, where the head size is one that the kernel takes."""
     size = transformer.config.attention_head_dim
     if size >= _SMALLEST_HEAD and size & (size - 1) == 0:
         for block in transformer.blocks:
-            block.get_submodule("attn1").attend = attention_float8  # type: ignore[assignment]
+            block.get_submodule("attn1").attend = attention_eight_bit  # type: ignore[assignment]
 
 
 def is_quantized(transformer: WanS2VTransformer) -> bool:
-    """Whether `quantize_float8` has been here."""
-    return any(isinstance(module, Float8Linear) for module in transformer.modules())
+    """Whether `quantize` has been here."""
+    return any(isinstance(module, EightBitLinear) for module in transformer.modules())
 
 
 def _layers(transformer: WanS2VTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear | PackedLinear]]:

@@ -14,7 +14,7 @@ from wan_s2v.models.tokens import TokenLayout, motion_grids
 from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.runtime.quantization import is_quantized
 
-BlocksRun = Literal["kernels", "float8", "plain"]
+BlocksRun = Literal["kernels", "eight-bit", "plain"]
 
 TEXT_LEN: Final = 512  # of the models whose config does not state it
 FULL_VAE: Final = 126_892_531  # parameters of the Wan2.1 VAE
@@ -40,7 +40,7 @@ class ModelSizes:
         vae_patch: side of the pixel squares that the VAE takes as channels.
         vae_dtype: in which it computes.
         packed: by component, what stays packed of its parameters.
-        blocks_run: how the transformer's blocks do: with our kernels, with them in float8, or in plain PyTorch.
+        blocks_run: how the transformer's blocks do: with our kernels, with them in 8 bits, or in plain PyTorch.
         block_bytes: by transformer, of all its blocks, where they are counted; elsewhere they are derived.
         lora_bytes: of LoRAs that are to be put on each transformer, nearly all of them in its blocks.
     """
@@ -134,11 +134,11 @@ def num_tokens(config: Mapping[str, Any], layout: TokenLayout) -> int:
     return layout.num_tokens if "audio_inject_layers" in config else layout.num_noise
 
 
-def how_blocks_run(device: torch.device, *, is_float8: bool) -> BlocksRun:
+def how_blocks_run(device: torch.device, *, is_eight_bit: bool) -> BlocksRun:
     """By what the blocks' memory is counted on a device."""
     if device.type != "cuda" or kernel_problem() is not None:
         return "plain"
-    return "float8" if is_float8 else "kernels"
+    return "eight-bit" if is_eight_bit else "kernels"
 
 
 def loaded_sizes(models: Mapping[str, Any], device: torch.device) -> ModelSizes:
@@ -160,7 +160,7 @@ def loaded_sizes(models: Mapping[str, Any], device: torch.device) -> ModelSizes:
         vae_patch=vae.config.patch_size or 1,
         vae_dtype=vae.dtype,
         packed=packed,
-        blocks_run=how_blocks_run(device, is_float8=is_quantized(models["transformer"])),
+        blocks_run=how_blocks_run(device, is_eight_bit=is_quantized(models["transformer"])),
         block_bytes={name: _num_bytes(models[name].blocks) for name in models if name.startswith("transformer")},
     )
 

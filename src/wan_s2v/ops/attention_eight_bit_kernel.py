@@ -1,4 +1,4 @@
-"""Triton kernels of `attention_float8`: one rounds queries or keys, one values, one attends.
+"""Triton kernels of `attention_eight_bit`: one rounds queries or keys, one values, one attends.
 
 Hopper's 8-bit products want both factors contiguous along the summed axis: head size for q · kᵀ, tokens for p · v. So
 values are stored transposed. Keys and values come by the chip's copy engine (tensor descriptors).
@@ -19,15 +19,15 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from wan_s2v.ops.attention_float8 import KEY_BLOCK
-from wan_s2v.ops.float8 import FLOAT8, LARGEST
+from wan_s2v.ops.attention_eight_bit import KEY_BLOCK
+from wan_s2v.ops.eight_bit import FLOAT8, INT8, LARGEST
 
 _QUERIES: Final = 128  # queries of a program
 _PEAK_BITS: Final = 8  # the largest weight of a row is 2 to the power of so many before it becomes float8
 
 
-def launch_attention_float8(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) -> Tensor:
-    """`attention_float8`; D is a power of two of at least 16.
+def launch_attention_eight_bit(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) -> Tensor:
+    """`attention_eight_bit`; D is a power of two of at least 16.
 
     Args:
         mean: (B, 1, N, D) float32, taken from the keys.
@@ -49,14 +49,14 @@ def launch_attention_float8(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) -> Te
 
 
 def _round(x: Tensor, mean: Tensor | None, factor: float, *, per_row: bool) -> tuple[Tensor, Tensor]:
-    """x (B, L, N, D) - mean → (B, N, L, D) float8; and scales times `factor`, (B, N, L) or one for each block."""
+    """x (B, L, N, D) - mean → (B, N, L, D) int8; and scales times `factor`, (B, N, L) or one for each block."""
     batch, length, heads, dim = x.shape
     blocks = triton.cdiv(length, KEY_BLOCK)
-    values = torch.empty(batch, heads, length, dim, dtype=FLOAT8, device=x.device)
+    values = torch.empty(batch, heads, length, dim, dtype=INT8, device=x.device)
     scale = torch.empty(batch, heads, length if per_row else blocks, device=x.device)
     _round_heads[(blocks, batch * heads)](
         x, x if mean is None else mean, values, scale, *_strides(x), length, heads, factor,
-        LARGEST=LARGEST, HAS_MEAN=mean is not None, PER_ROW=per_row, DIM=dim, BLOCK=KEY_BLOCK, num_warps=4,
+        LARGEST=LARGEST[INT8], HAS_MEAN=mean is not None, PER_ROW=per_row, DIM=dim, BLOCK=KEY_BLOCK, num_warps=4,
     )  # fmt: skip
     return values, scale
 
@@ -64,7 +64,7 @@ def _round(x: Tensor, mean: Tensor | None, factor: float, *, per_row: bool) -> t
 def _round_values(v: Tensor) -> tuple[Tensor, Tensor]:
     """v (B, M, N, D) → (B, N, D, M padded to whole blocks) float8 with zeros behind, and scales (B, N, D)."""
     batch, length, heads, dim = v.shape
-    scale = torch.linalg.vector_norm(v, math.inf, dim=1, dtype=torch.float32).clamp(min=1e-12) / LARGEST
+    scale = torch.linalg.vector_norm(v, math.inf, dim=1, dtype=torch.float32).clamp(min=1e-12) / LARGEST[FLOAT8]
     blocks = triton.cdiv(length, KEY_BLOCK)
     values = torch.empty(batch, heads, dim, blocks * KEY_BLOCK, dtype=FLOAT8, device=v.device)
     _transpose_values[(blocks, batch * heads)](
@@ -99,7 +99,7 @@ def _round_heads(
     if not PER_ROW:
         largest = tl.zeros_like(largest) + tl.max(largest, axis=0)
     scale = largest / LARGEST
-    rounded = tl.minimum(tl.maximum(x / scale[:, None], -LARGEST), LARGEST).to(tl.float8e4nv)
+    rounded = tl.floor(tl.minimum(tl.maximum(x / scale[:, None], -LARGEST), LARGEST) + 0.5).to(tl.int8)
     target = values_ptr + (pair * length + token[:, None]) * DIM + channel[None, :]
     tl.store(target, rounded, mask=inside)
     if PER_ROW:
@@ -133,7 +133,7 @@ def _attend(
     query = tl.program_id(0).to(tl.int64) * QUERIES + tl.arange(0, QUERIES)
     channel = tl.arange(0, DIM)
     known = query < num_queries
-    q = tl.load(q_ptr + (pair * num_queries + query[:, None]) * DIM + channel[None, :], mask=known[:, None], other=0.0)
+    q = tl.load(q_ptr + (pair * num_queries + query[:, None]) * DIM + channel[None, :], mask=known[:, None], other=0)
     q_scale = tl.load(q_scale_ptr + pair * num_queries + query, mask=known, other=1.0)
     k_scale_ptr += pair * num_blocks
     top = tl.full((QUERIES,), float("-inf"), tl.float32)
@@ -143,12 +143,12 @@ def _attend(
     first_channel = (pair * DIM).to(tl.int32)
     whole = num_keys // KEYS * KEYS
     for first in range(0, whole, KEYS):
-        scores = tl.dot(q, keys.load([row + first, 0]).T)
+        scores = tl.dot(q, keys.load([row + first, 0]).T).to(tl.float32)
         scale = q_scale * tl.load(k_scale_ptr + first // KEYS)
         top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS)
         sums = tl.dot(weights, values.load([first_channel, first]).T, sums)
     if whole < num_keys:
-        scores = tl.dot(q, keys.load([row + whole, 0]).T)
+        scores = tl.dot(q, keys.load([row + whole, 0]).T).to(tl.float32)
         scores = tl.where((tl.arange(0, KEYS) + whole < num_keys)[None, :], scores, float("-inf"))
         scale = q_scale * tl.load(k_scale_ptr + whole // KEYS)
         top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS)
