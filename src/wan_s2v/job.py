@@ -26,7 +26,7 @@ class Job:
     Args:
         prompt_embeds, negative_prompt_embeds: (L, C); the negative ones where guidance needs them.
         reference_latents: (C, 1, h, w).
-        history: (3, motion_frames, H, W) float32 pixels in [-1, 1], the last ones made.
+        history: (3, motion_frames, H, W) float32 pixels in [-1, 1], the last ones made; in main memory.
         motion_latents: (C, 19, h, w) of the history; None where the first clip starts without.
         decoder_past: where the VAE's decoder goes on after the clip before; None where it begins with the history.
         texts: by expert and by "prompt" or "negative".

@@ -248,6 +248,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         for clip in plan.clips.clips:
             if pixels is not None:  # of the clip before, which its receiver already has
                 self._hand_over(job, pixels, clock)
+                pixels = None  # a gigabyte at 1280x704, which the steps need not find taken
             latents, num_predictions = self._denoise_clip(job, clip, clock, callback_on_step_end)
             is_last = clip is plan.clips.clips[-1]
             if output_type != "latent" or not is_last:
@@ -281,9 +282,9 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
                 num_samples=plan.num_driving_samples,
                 do_normalize=self.audio_processor.do_normalize,
             )
-        history = torch.zeros(3, self.spec.motion_frames, plan.framing.height, plan.framing.width, device=device)
+        history = torch.zeros(3, self.spec.motion_frames, plan.framing.height, plan.framing.width)
         if options.start_from_reference:
-            history[:, -_REFERENCE_HISTORY:] = reference[:, None].to(device)
+            history[:, -_REFERENCE_HISTORY:] = reference[:, None]
         job = Job(plan, placement, prompt, negative, reference_latents, features, history)
         if options.preset == "fast":
             job.decoder_past = {}
@@ -362,9 +363,13 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
 
     def _hand_over(self, job: Job, pixels: Tensor, clock: _Clock) -> None:
         """Show the next clip the last frames, as float pixels: nothing is lost on the way."""
+        count = self.spec.motion_frames
         with clock("encode"):
-            job.history = torch.cat((job.history, pixels), dim=1)[:, -self.spec.motion_frames :]
-            job.motion_latents = self._encode(job.placement, job.history)
+            if pixels.shape[1] < count:
+                pixels = torch.cat((job.history.to(pixels.device), pixels), dim=1)
+            recent = pixels[:, -count:]
+            job.motion_latents = self._encode(job.placement, recent)
+            job.history = recent.cpu()
 
     def _audio_features(self, job: Job, clip: Clip) -> Tensor:
         """(1, layers, C, frames) float32."""

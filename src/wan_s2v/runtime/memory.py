@@ -15,6 +15,7 @@ from typing import Final, Literal
 
 import torch
 
+from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.runtime.sizes import ModelSizes, PackedSize, Work, num_tokens
 from wan_s2v.vae import fitting_latents
 
@@ -32,11 +33,13 @@ _STREAM_BYTES: Final = 4
 _KEPT_COPIES: Final = {"kernels": 3, "eight-bit": 5, "plain": 3}
 _PART_COPIES: Final = 2
 _PLAIN_TURN_BYTES: Final = 16
-# Maps of full resolution and four frames that are alive in the VAE, counted on one with the Wan2.1 VAE's proportions:
-# for each latent that goes through it at once, and for the past of its causal convolutions.
-_LATENT_MAPS: Final = 5
+# Maps of full resolution and four frames that are alive in the VAE: for each latent that goes through it at once, and
+# for the past of its causal convolutions. Fitted to the peaks of the Wan2.1 VAE on an H100 at 832x480 and 1280x704, the
+# convolutions' workspace included; the tensors alone are 5 maps for each latent.
+_DECODER_MAPS: Final = 6.1
 _DECODER_PAST: Final = 6.2
-_ENCODER_PAST: Final = 4.7
+_ENCODER_MAPS: Final = 5.2
+_ENCODER_PAST: Final = 4.8
 _DECODE_MARGIN: Final = 20  # pixels on both sides of a strip that the costliest levels see
 _ENCODE_MARGIN: Final = 72
 _DEVICE_TO_SPARE: Final = 600 << 20  # bytes for libraries' workspaces and for what no block of memory fits exactly
@@ -132,10 +135,11 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
     texts = len(transformers) * work.num_prompts * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
     forward = max(_forward_bytes(sizes, work, dtype, policy, clip) for clip in work.clips)
     kept = _carried_past(sizes, work, policy) if policy.offload in ("none", "text") else 0  # else in main memory
+    handed_over = _frame_bytes(work) if any(has_motion for _, has_motion in work.clips) else 0
     found = {
         "denoise": max(present(name) for name in transformers) + texts + forward + kept,
-        "encode": present("vae") + _encode_bytes(sizes, work, policy) + kept,
-        "decode": present("vae") + _decode_bytes(sizes, work, policy),
+        "encode": present("vae") + texts + handed_over + _encode_bytes(sizes, work, policy) + kept,
+        "decode": present("vae") + texts + _decode_bytes(sizes, work, policy),
     }
     if "text_encoder" in weights:
         found["text"] = present("text_encoder") + _TEXT_COPIES * text_len * sizes.config["text_dim"] * dtype.itemsize
@@ -207,7 +211,7 @@ def _forward_bytes(
 def _encode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
     """Of the VAE's encoder at its highest, in a strip."""
     share = _strip_share(work, policy, _ENCODE_MARGIN)
-    maps = _ENCODER_PAST + _LATENT_MAPS * _latents_at_once(sizes, work, policy)
+    maps = _ENCODER_PAST + _ENCODER_MAPS * _latents_at_once(sizes, work, policy)
     return int(_map_bytes(sizes, work) * share * maps)
 
 
@@ -216,8 +220,12 @@ def _decode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
     share = _strip_share(work, policy, _DECODE_MARGIN)
     strip = _map_bytes(sizes, work) * share
     past = _carried_past(sizes, work, policy) or _DECODER_PAST * strip
-    frames = max(4 * count for count, _ in work.clips) * 3 * 4 * work.height * work.width
-    return int(past + _LATENT_MAPS * _latents_at_once(sizes, work, policy) * strip) + 2 * frames
+    return int(past + _DECODER_MAPS * _latents_at_once(sizes, work, policy) * strip) + 2 * _frame_bytes(work)
+
+
+def _frame_bytes(work: Work) -> int:
+    """Of the longest clip's pixels in float32."""
+    return max(FRAMES_PER_LATENT * count for count, _ in work.clips) * 3 * 4 * work.height * work.width
 
 
 def _carried_past(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
