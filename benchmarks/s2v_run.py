@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
 import av
 import numpy as np
+import torch
 from PIL import Image
 from s2v_meter import Meter, Record, largest, spread
 from s2v_model import SPEC, Size
@@ -53,7 +54,25 @@ def measure_whole(pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, st
         "full_total_s": total_s + (full_steps - steps) * sum(step["median_s"] for step in per_clip),
         "peaks": peaks,
         "attention": pipeline.describe(plan)["attention"],
+        "memory": pipeline.describe(plan).get("memory"),
     }
+
+
+def measure_capped(
+    pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, steps: int, caps: Sequence[float], meter: Meter
+) -> dict[float, Record]:
+    """The same run where PyTorch may hold only so many GB of the GPU; weights that do not fit wait in main memory."""
+    pipeline.to("cpu")
+    pipeline.compute_on(meter.device)
+    total = torch.cuda.get_device_properties(meter.device).total_memory
+    records = {}
+    for cap in caps:
+        meter.release()
+        torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 1e9 / total), meter.device)
+        records[cap] = measure_whole(pipeline, size, frames_per_clip, steps, meter)
+    torch.cuda.set_per_process_memory_fraction(1.0, meter.device)
+    pipeline.to(meter.device)
+    return records
 
 
 def _timed_run(

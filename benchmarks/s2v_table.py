@@ -117,6 +117,10 @@ def _run(size: str, record: Record) -> str:
         text += f" With {full_steps} steps a clip: {full}, extrapolated by the measured time of a step."
     if record["attention"]:
         text += f" Attention ran on {', '.join(sorted(set(record['attention'].values())))}."
+    if memory := record.get("memory"):
+        estimate = memory["estimate_gib"] * 2**30
+        peak = largest(list(record["peaks"].values()))["allocated_bytes"]  # the program's own is reset by every stage
+        text += f" Memory: {memory['policy']}; estimated {estimate / 1e9:.1f} GB, {100 * (estimate / peak - 1):+.1f} %."
     if record["write_s"] is None:
         text += " Writing the mp4 is not part of it, since PyAV with libx264 was not installed."
     clips = [clip["stages_s"] for clip in record["clips"]]

@@ -117,6 +117,8 @@ def test_the_documentation_has_the_section_that_is_filled(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--caps", "24", "--stages", "forward"], "--caps needs a GPU, the stage whole"),
+        (["--small", "--caps", "24"], "--caps needs a GPU, the stage whole"),
         (["--small", "--stages", "forward,denoise"], "'denoise' is not a stage. Choose from forward, vae"),
         (["--small", "--sizes", "832"], "Write width and height"),
         (["--small", "--sizes", "840x480"], "multiples of 16"),
@@ -286,6 +288,10 @@ def test_tables_say_what_was_missed_and_what_was_not_measured():
     assert "40 steps a clip: 2,200 s measured." in text
     assert "extrapolated" not in text
     assert "Attention ran on cudnn." in text
+    assert "Memory" not in text
+    run["memory"] = {"policy": "one part at a time", "estimate_gib": 38.0, "peak_gib": 3.0}
+    text = s2v_table.describe(results)
+    assert "Memory: one part at a time; estimated 40.8 GB, +2.0 %." in text
     assert "PyAV with libx264 was not installed" in text
     assert "| all |  | 2,200 s | 40.0 / 42.0 GB |" in text
 
