@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 from documents import markdown, write_section
-from torch import Tensor
+from torch import Tensor, nn
 
 from wan_s2v import WanS2VPipeline
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
@@ -45,19 +45,16 @@ def record(pipeline: WanS2VPipeline) -> list[Prediction]:
     """Every prediction of two clips."""
     found: list[Prediction] = []
 
-    def note(name: str, forward: object, latents: Tensor, timestep: Tensor, conditioning: Conditioning) -> Tensor:
-        result = forward(latents, timestep, conditioning)  # type: ignore[operator]
+    def note(name: str, _model: nn.Module, given: tuple[Tensor, Tensor, Conditioning], result: Tensor) -> None:
+        latents, timestep, conditioning = given
         found.append(Prediction(name, latents.clone(), timestep, conditioning, result.clone()))
-        return result
 
-    transformers = _transformers(pipeline)
-    for name, model in transformers.items():
-        model.forward = partial(note, name, model.forward)  # type: ignore[method-assign]
+    hooks = [model.register_forward_hook(partial(note, name)) for name, model in _transformers(pipeline).items()]
     plan = pipeline.plan(DEMO / "voice_en.flac", DEMO / "portrait_2.png", seed=1, num_clips=2)
     for _ in pipeline.run(plan, output_type="latent"):
         pass
-    for model in transformers.values():
-        del model.forward
+    for hook in hooks:
+        hook.remove()
     return found
 
 

@@ -24,8 +24,6 @@ from typing import Any
 if "--small" in sys.argv:
     os.environ["TRITON_INTERPRET"] = "1"  # looked at when kernels are defined
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import torch
 import torch.nn.functional as F
 from documents import markdown, write_section

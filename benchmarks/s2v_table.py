@@ -131,6 +131,9 @@ def _run(size: str, record: Record) -> str:
         _STAGES.index("denoise") + 1,
         [f"– a step of {record['passes_per_step']} forwards", *(_timed(clip["step"]) for clip in record["clips"]), ""],
     )
+    missing = full_steps - steps
+    in_full = [sum(clip["stages_s"].values()) + missing * clip["step"]["median_s"] for clip in record["clips"]]
+    rows.append([f"the clip with {full_steps} steps", *map(_seconds, in_full), ""])
     rows.append(["write the mp4", "", _seconds(record["write_s"]), ""])
     rows.append(["all", "", _seconds(record["total_s"]), _memory(largest(list(record["peaks"].values())))])
     return f"{text}\n\n{markdown([f'{size}, {steps} steps', 'first clip', 'second clip', 'memory'], rows)}"

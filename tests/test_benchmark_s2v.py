@@ -294,6 +294,9 @@ def test_tables_say_what_was_missed_and_what_was_not_measured():
     assert "Memory: one part at a time; estimated 40.8 GB, +2.0 %." in text
     assert "PyAV with libx264 was not installed" in text
     assert "| all |  | 2,200 s | 40.0 / 42.0 GB |" in text
+    assert "| the clip with 40 steps | 6 s | 6 s |  |" in text
+    run |= {"steps": 10, "total_s": 600.0}
+    assert "| the clip with 40 steps | 786 s | 816 s |  |" in s2v_table.describe(results)
 
 
 @pytest.mark.skipif("WAN22_FOLDER" not in os.environ, reason="set WAN22_FOLDER to a checkout of Wan-Video/Wan2.2")

@@ -17,6 +17,7 @@ from wan_s2v.runtime.packed import ScaledLinear
 from wan_s2v.runtime.quantization import (
     EightBitLinear,
     attend_in_eight_bits,
+    can_compute_in_eight_bits,
     compute_in_eight_bits,
     is_quantized,
     quantize,
@@ -81,6 +82,16 @@ def test_a_device_gets_all_that_it_can_compute(transformer, monkeypatch, capabil
     compute_in_eight_bits(quantized, torch.device("cpu"))
     assert {layer.input_dtype for layer in quantized.modules() if isinstance(layer, EightBitLinear)} == {dtype}
     assert (quantized.blocks[0].attn1.attend is attention_eight_bit) == attends
+
+
+@pytest.mark.parametrize(
+    ("capability", "triton", "can"), [((7, 5), True, False), ((8, 0), True, True), ((9, 0), False, False)]
+)
+def test_eight_bits_need_their_products_and_a_triton_with_tensor_descriptors(monkeypatch, capability, triton, can):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(quantization, "kernel_problem", lambda: None)
+    monkeypatch.setattr(quantization, "find_spec", lambda name: object() if triton else None)
+    assert can_compute_in_eight_bits(torch.device("cuda")) == can
 
 
 @pytest.mark.parametrize(("capability", "dtype"), [((8, 0), INT8), ((9, 0), FLOAT8)])

@@ -17,7 +17,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from wan_s2v.ops.attention_eight_bit import KEY_BLOCK
 from wan_s2v.ops.eight_bit import FLOAT8, INT8, LARGEST
@@ -32,6 +31,8 @@ def launch_attention_eight_bit(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) ->
     Args:
         mean: (B, 1, N, D) float32, taken from the keys.
     """
+    from triton.tools.tensor_descriptor import TensorDescriptor  # Triton 3.4; other kernels run on older ones
+
     batch, num_queries, heads, dim = q.shape
     num_keys = k.shape[1]
     factor = math.log2(math.e) / math.sqrt(dim)

@@ -6,7 +6,6 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from wan_s2v.ops.eight_bit import INT8, LARGEST, Quantized
 
@@ -38,6 +37,8 @@ def launch_quantize(x: Tensor, dtype: torch.dtype, *, gelu: bool) -> Quantized:
 
 def launch_linear_int8(x: Quantized, weight: Quantized, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
     """x (M, K) · weight (N, K)ᵀ + bias (N,) → (M, N) in dtype; K is a multiple of 16."""
+    from triton.tools.tensor_descriptor import TensorDescriptor  # Triton 3.4; other kernels run on older ones
+
     (rows, depth), columns = x.values.shape, weight.values.shape[0]
     wide = x.values.is_cuda and torch.cuda.get_device_capability(x.values.device)[0] >= 9
     block = _WIDE_COLUMNS if wide else _COLUMNS

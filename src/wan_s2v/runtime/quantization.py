@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ def can_compute_in_eight_bits(device: torch.device) -> bool:
 def _has(device: torch.device, capability: tuple[int, int]) -> bool:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < capability:
         return False
-    return kernel_problem() is None
+    return kernel_problem() is None and find_spec("triton.tools.tensor_descriptor") is not None  # from Triton 3.4 on
 
 
 @torch.no_grad()
