@@ -19,6 +19,7 @@ from wan_s2v import WanS2VPipeline
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.plan import ModelSpec
+from wan_s2v.runtime.precision import vae_dtype
 from wan_s2v.weights.checkpoint import build_on_meta
 
 SPEC: Final = ModelSpec()  # of both models: stride 8, patch 2, 73 frames of history
@@ -155,14 +156,14 @@ def _fill(parameter: nn.Parameter, leaf: str, generator: torch.Generator) -> Non
 def build_pipeline(
     models: Mapping[str, Config], dtype: torch.dtype, device: torch.device, *, with_text: bool = True
 ) -> WanS2VPipeline:
-    """All components on the device, each in the dtype that loading gives it.
+    """All components on the device, each in the dtype that it computes in.
 
     Args:
         dtype: of the transformer.
         with_text: whether to make the text encoder, and a tokenizer of bytes, which needs no file.
     """
     full = torch.float32
-    dtypes = {"transformer": dtype, "vae": full, "audio_encoder": full}
+    dtypes = {"transformer": dtype, "vae": vae_dtype(full, dtype, device), "audio_encoder": full}
     if with_text:
         dtypes["text_encoder"] = full if dtype == full else torch.bfloat16
     parts = {name: random_model(name, models[name], wanted, device) for name, wanted in dtypes.items()}

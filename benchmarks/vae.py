@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from wan_s2v import vae as fast
 from wan_s2v.decoder import decode_frames
 from wan_s2v.ops.channel_norm import plain_add_residual, plain_channel_norm
+from wan_s2v.ops.convolution import runs_own_convolution
 from wan_s2v.weights import load_model
 from wan_s2v.weights.checkpoint import read_vae
 
@@ -70,6 +71,7 @@ class Variant:
         tuned: whether cuDNN tries its algorithms at every new shape.
         compiled: whether `torch.compile` takes the place of our Triton kernels.
         carried: whether the decoder goes on from the clip before, and needs no history.
+        own_convolution: whether our kernel convolves where it can; cuDNN does otherwise.
     """
 
     name: str
@@ -80,21 +82,23 @@ class Variant:
     tuned: bool = False
     compiled: bool = False
     carried: bool = False
+    own_convolution: bool = True
 
 
 VARIANTS = (
     Variant("diffusers", FP32, ours=False),
-    Variant("ours", FP32),
-    Variant("ours", BF16),
     Variant("ours", FP16),
-    Variant("ours, past carried", BF16, carried=True),
-    Variant("ours, 1 latent at once", BF16, latents_per_call=1),
-    Variant("ours, 4 latents at once", BF16, latents_per_call=4),
+    Variant("ours", BF16),
+    Variant("ours", FP32),
+    Variant("ours, past carried", FP16, carried=True),
+    Variant("ours, cuDNN", FP16, own_convolution=False),
+    Variant("ours, cuDNN tuned", FP16, tuned=True, own_convolution=False),
+    Variant("ours, 1 latent at once", FP16, latents_per_call=1),
+    Variant("ours, 4 latents at once", FP16, latents_per_call=4),
     Variant("diffusers", BF16, ours=False),
     Variant("diffusers, channels last", BF16, ours=False, channels_last=True),
     Variant("diffusers, channels last", FP32, ours=False, channels_last=True),
-    Variant("ours, cuDNN tuned", BF16, tuned=True),
-    Variant("ours, compiled, no Triton", BF16, compiled=True),
+    Variant("ours, compiled, no Triton", BF16, compiled=True, own_convolution=False),
 )
 
 
@@ -130,8 +134,9 @@ def prepare(vae: AutoencoderKLWan, variant: Variant) -> AutoencoderKLWan:
 
 @contextmanager
 def settings(variant: Variant) -> Iterator[None]:
-    """cuDNN's, and which fused operations run."""
-    with torch.backends.cudnn.flags(enabled=True, benchmark=variant.tuned, allow_tf32=True):
+    """cuDNN's, and which operations of ours run."""
+    own = patch.object(fast, "runs_own_convolution", runs_own_convolution if variant.own_convolution else _never)
+    with own, torch.backends.cudnn.flags(enabled=True, benchmark=variant.tuned, allow_tf32=True):
         if not variant.compiled:
             yield
             return
@@ -143,6 +148,10 @@ def settings(variant: Variant) -> Iterator[None]:
         limit = torch._dynamo.config.patch(recompile_limit=64)  # one for every width and layout of a map
         with limit, patch.object(fast, "channel_norm", compiled_norm), patch.object(fast, "add_residual", add):
             yield
+
+
+def _never(x: Tensor) -> bool:
+    return False
 
 
 @torch.no_grad()
@@ -235,12 +244,13 @@ def measure_convolutions(size: Size, channels: int, meter: Meter) -> list[Record
 
 @torch.no_grad()
 def print_profile(vae: AutoencoderKLWan, size: Size, work: Work, device: torch.device) -> None:
-    """Where the time of our bfloat16 goes, by kernel."""
-    variant, scale = Variant("ours", BF16), vae.config.scale_factor_spatial
+    """Where the time of our way goes, by kernel."""
+    dtype = FP16 if device.type == "cuda" else BF16
+    variant, scale = Variant("ours", dtype), vae.config.scale_factor_spatial
     vae = prepare(vae, variant)
-    video = torch.randn(1, 3, work.frames, size.height, size.width, device=device, dtype=BF16)
+    video = torch.randn(1, 3, work.frames, size.height, size.width, device=device, dtype=dtype)
     shape = (1, vae.config.z_dim, work.history + work.kept, size.height // scale, size.width // scale)
-    z = torch.randn(shape, device=device, dtype=BF16)
+    z = torch.randn(shape, device=device, dtype=dtype)
     for name, operation in (
         ("encode", partial(encode, vae, variant, video)),
         ("decode", partial(decode, vae, variant, z, work.kept)),
@@ -273,8 +283,10 @@ def measure_variants(vae: AutoencoderKLWan, scale: Scale, arguments: argparse.Na
     rows, left_out = [], []
     print(HEADER)
     for size, variant in itertools.product(sizes, VARIANTS):
+        if arguments.small and variant.dtype == FP16:  # which CPUs have no fast convolutions for
+            variant = replace(variant, dtype=BF16)
         dtype = str(variant.dtype).removeprefix("torch.")
-        if (arguments.small and dtype == "float16") or (variant.compiled and not arguments.compile):
+        if variant.compiled and not arguments.compile:
             continue
         if time.perf_counter() - started > arguments.seconds:
             left_out.append(f"{size} {variant.name} {dtype}")

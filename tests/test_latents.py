@@ -130,6 +130,11 @@ def test_the_path_of_the_gpu_equals_the_plain_modules_in_the_interpreter(kind, m
     vae, video, latents = random_vae(kind), _video(5), _latents(3)
     assert_close(encode_pixels(vae, video), _plain_encode(vae, video), LATENTS_ATOL)
     assert_close(decode_latents(vae, latents, 9), _plain_decode(vae, latents), PIXELS_ATOL)
+    monkeypatch.setattr("wan_s2v.vae.runs_own_convolution", lambda x: True)
+    for own in (False, True):  # the maps with their zeros in plain PyTorch, then with the kernel
+        monkeypatch.setattr("wan_s2v.ops.convolution.runs_kernels", lambda x, own=own: own)
+        assert_close(encode_pixels(vae, video), _plain_encode(vae, video), LATENTS_ATOL)
+        assert_close(decode_latents(vae, latents, 9), _plain_decode(vae, latents), PIXELS_ATOL)
 
 
 def test_more_latents_go_at_once_where_frames_are_smaller():

@@ -55,7 +55,7 @@ def test_the_cheapest_policy_that_fits_is_chosen(work, budget):
 def test_less_memory_never_means_giving_up_less():
     levels = [OFFLOADS.index(choose_policy(S2V_14B_SIZES, LARGE, BF16, gb * GB).offload) for gb in range(120, 10, -2)]
     assert levels == sorted(levels)
-    assert set(levels) == {0, 1, 2, 3}
+    assert {0, 1, 3} <= set(levels)
 
 
 @pytest.mark.parametrize(("capacity", "parts"), [(16 * GB, 1), (12 * GB, 4)])
@@ -184,7 +184,7 @@ def test_the_vae_takes_the_memory_that_is_planned(strips, carries_past):
     width, height, columns = 16, 128, 192
     vae = AutoencoderKLWan(base_dim=width, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2).eval()
     work = Work(height, columns, 16, ((6, True),), 1, 1, num_prompts=0, carries_past=carries_past)
-    sizes = replace(S2V_14B_SIZES, parameters={"transformer": 1, "vae": 0}, vae_channels=width)
+    sizes = replace(S2V_14B_SIZES, parameters={"transformer": 1, "vae": 0}, vae_channels=width, vae_dtype=torch.float32)
     policy = MemoryPolicy(vae_strips=strips)
     past, latents = ({} if carries_past else None), torch.zeros(16, 6, height // 8, columns // 8)
     with patch("wan_s2v.vae._MAP_BYTES", 1), patch("wan_s2v.runtime.memory.fitting_latents", lambda *_: 1):
@@ -208,15 +208,24 @@ PEAKS = [
     ((480, 832), 0, False, {"encode": 44.00, "decode": 46.41}),
     ((704, 1280), 0, True, {"encode": 60.31, "decode": 64.47}),
 ]
+HALF_PEAKS = {"encode": 42.28, "decode": 43.32}  # with the VAE in float16, at 832x480
 
 
 @pytest.mark.parametrize(("size", "num_prompts", "has_text", "peaks"), PEAKS)
 def test_estimates_meet_the_peaks_of_an_h100(size, num_prompts, has_text, peaks):
     work = Work(*size, 16, ((20, True),), 1, 1, num_prompts=num_prompts)
     parameters = {k: v for k, v in S2V_14B_SIZES.parameters.items() if has_text or k != "text_encoder"}
-    sizes = replace(S2V_14B_SIZES, parameters=parameters, blocks_run="kernels")
+    sizes = replace(S2V_14B_SIZES, parameters=parameters, blocks_run="kernels", vae_dtype=torch.float32)
     planned = stage_bytes(sizes, work, BF16, MemoryPolicy())
     for stage, peak in peaks.items():
+        assert 0.97 < planned[stage] / (peak * 1e9) < 1.07
+
+
+def test_estimates_meet_the_peaks_of_a_vae_in_float16():
+    work = Work(480, 832, 16, ((20, True),), 1, 1, num_prompts=0)
+    parameters = {name: count for name, count in S2V_14B_SIZES.parameters.items() if name != "text_encoder"}
+    planned = stage_bytes(replace(S2V_14B_SIZES, parameters=parameters), work, BF16, MemoryPolicy())
+    for stage, peak in HALF_PEAKS.items():
         assert 0.97 < planned[stage] / (peak * 1e9) < 1.07
 
 
@@ -227,7 +236,7 @@ def test_what_is_carried_to_the_next_clip_waits_where_there_is_room():
             more, less = (
                 stage_bytes(S2V_14B_SIZES, work, BF16, MemoryPolicy(offload))[stage] for work in (carrying, LARGE)
             )
-            assert (more - less > 8 * GB) == kept
+            assert (more - less > 4 * GB) == kept
             assert more >= less
 
 

@@ -12,6 +12,7 @@ import torch
 from conftest import MEDIA
 from models import random_pipeline, random_transformer
 from PIL import Image
+from torch import nn
 
 import wan_s2v.pipeline
 from wan_s2v import WanS2VPipeline
@@ -19,6 +20,7 @@ from wan_s2v.denoise import Guidance
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.models.transformer import Conditioning
 from wan_s2v.runtime.offload import Placement
+from wan_s2v.runtime.precision import vae_dtype
 from wan_s2v.video import read_video_info
 
 VOICE = MEDIA / "talk_2s.wav"
@@ -223,6 +225,25 @@ def test_non_finite_latents_of_a_later_step_are_named(pipeline):
 
     with pytest.raises(NumericsError, match="step 2 of 2"):
         pipeline(VOICE, PORTRAIT, num_frames=4, callback_on_step_end=poison, **SMALL)
+
+
+def test_a_vae_that_leaves_the_range_of_float16_goes_on_in_float32():
+    made = random_pipeline()
+    nn.Module.to(made.vae, torch.float16)
+    with Placement(made._models(), torch.device("cpu")) as placement:
+        found = made._run_vae(placement, "decode", lambda: torch.ones(2, dtype=placement.use("vae").dtype) * 1e5)
+    assert (found.dtype, made.vae.dtype) == (torch.float32, torch.float32)
+    assert torch.equal(found, torch.full((2,), 1e5))
+    assert "float16 (decode)" in made._fallbacks[0]
+
+
+def test_the_vae_computes_in_float16_only_on_gpus_and_only_beside_a_low_precision():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    full, half, brain = torch.float32, torch.float16, torch.bfloat16
+    assert vae_dtype(full, brain, gpu) == half
+    assert vae_dtype(full, full, gpu) == full
+    assert vae_dtype(brain, brain, gpu) == brain
+    assert vae_dtype(half, brain, cpu) == vae_dtype(full, brain, cpu) == full
 
 
 def test_parts_of_different_models_are_refused():

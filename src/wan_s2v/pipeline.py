@@ -47,7 +47,7 @@ from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput
 from wan_s2v.runtime.apply import apply_preset
 from wan_s2v.runtime.offload import Placement
-from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
 from wan_s2v.runtime.quantization import is_quantized
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.schedulers import make_scheduler
@@ -104,6 +104,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         self.notes: tuple[str, ...] = ()
         self.source: dict[str, Any] = {}
         self.adapters = {}
+        self._vae_dtype: torch.dtype | None = None  # that it must have, whatever the device
 
     @classmethod
     def from_pretrained(
@@ -120,8 +121,9 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         """Load a model from a hub id, an official folder, a diffusers folder, a single file, or "tiny".
 
         Args:
-            torch_dtype: of the transformer; as stored if None. The VAE and the speech encoder run in float32, the text
-                encoder in bfloat16 (float32 if that is asked for): it overflows in float16.
+            torch_dtype: of the transformer; as stored if None. The speech encoder runs in float32, and so does the VAE,
+                but on GPUs in float16 (see `runtime.precision.vae_dtype`); the text encoder in bfloat16: it overflows
+                in float16. If float32 is asked for, everything runs in it.
             device_map: "auto" (the GPU computes if there is one; weights stay in main memory where it has no room for
                 them), "cuda" (weights on the GPU), "cpu", or None (the CPU; move with `.to`).
             components: folder with the other parts, or their files, where the model is a single transformer file.
@@ -298,7 +300,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
 
     def _encode(self, placement: Placement, pixels: Tensor, encode: Callable[..., Tensor] = encode_pixels) -> Tensor:
         """(C, F, h, w) latents of (3, T, H, W) pixels."""
-        return self._attempt(
+        return self._run_vae(
             placement, "encode", lambda: encode(placement.use("vae"), pixels, placement.policy.vae_strips)
         )
 
@@ -351,7 +353,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
             job.decoder_past = None if job.decoder_past is None else {}
 
         with clock("decode"):
-            pixels = self._attempt(job.placement, "decode", decode, forget)
+            pixels = self._run_vae(job.placement, "decode", decode, forget)
             if job.decoder_past and job.placement.policy.offload in ("model", "block"):
                 job.decoder_past = past_on(job.decoder_past, "cpu")  # gigabytes that the next clip needs for its steps
         if not torch.isfinite(pixels).all():
@@ -360,6 +362,21 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
                 "Keep the VAE in float32, or check its file with wan-s2v doctor."
             )
         return pixels[:, clip.keep_start : clip.keep_stop]
+
+    def _run_vae(
+        self, placement: Placement, stage: str, work: Callable[[], Tensor], forget: Callable[[], None] | None = None
+    ) -> Tensor:
+        """What the VAE makes; in float32 if it left the range of float16, and from then on."""
+        made = self._attempt(placement, stage, work, forget)
+        if self.vae.dtype != torch.float16 or torch.isfinite(made).all():
+            return made
+        if forget is not None:
+            forget()
+        placement.clear()
+        self.vae.to(torch.float32)
+        self._vae_dtype = torch.float32
+        self._fallbacks.append(f"The VAE left the range of float16 ({stage}); it computes in float32 now.")
+        return self._attempt(placement, stage, work, forget)
 
     def _hand_over(self, job: Job, pixels: Tensor, clock: _Clock) -> None:
         """Show the next clip the last frames, as float pixels: nothing is lost on the way."""
@@ -423,6 +440,9 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         """Give the transformers the precision that this run computes in."""
         options, device = plan.options, self._device(plan)
         dtype, note = usable_dtype(torch.float16 if options.use_fp16 else self.transformer.dtype, device)
+        wanted = self._vae_dtype or vae_dtype(self.vae.dtype, dtype, device)
+        if self.vae.dtype != wanted:
+            self.vae.to(wanted)
         problem = kernel_problem() if device.type == "cuda" else None
         slow = f"Our GPU kernels cannot run here ({problem}); plain PyTorch does their work, more slowly."
         self.notes = tuple(dict.fromkeys((*self.notes, *([note] if note else []), *([slow] if problem else []))))

@@ -3,7 +3,8 @@
 diffusers runs one latent (four frames) at a time, and around every convolution copies the map to put the past in front
 of it, to pad it, and to keep its end. Here maps have channels last, which is how tensor cores and oneDNN read them; the
 norm writes straight behind the past frames; the convolution pads height and width itself; and what is doubled before a
-convolution is never made.
+convolution is never made. In 16 bits on GPUs of the Hopper kind convolutions are a kernel of ours, elsewhere cuDNN's or
+oneDNN's.
 
 Maps are (B, C, T, h, w). `first` says that a map begins with the very first frame, which is alone where later ones
 come in fours: no level changes the number of its frames.
@@ -36,6 +37,7 @@ from torch import Tensor, nn
 
 from wan_s2v.clips import FRAMES_PER_LATENT
 from wan_s2v.ops.channel_norm import add_residual, channel_norm
+from wan_s2v.ops.convolution import convolve, make_padded, runs_own_convolution
 
 PAST_FRAMES = 2  # that a causal convolution of kernel 3 sees before the first of its map
 MEMORY_FORMAT = torch.channels_last_3d
@@ -158,31 +160,43 @@ def finish(norm: WanRMS_norm, conv: nn.Conv3d, x: Tensor, cache: Cache) -> Tenso
 
 def cached_convolve(conv: nn.Conv3d, x: Tensor, cache: Cache) -> Tensor:
     """A causal convolution over x and the frames before it."""
+    seen, inner = _place_past(conv, x, cache)
+    inner[:, :, PAST_FRAMES:] = x
+    cache[conv] = inner[:, :, -PAST_FRAMES:].clone()
+    return _apply(conv, seen, x, conv.bias)
+
+
+def _place_past(conv: nn.Conv3d, x: Tensor, cache: Cache) -> tuple[Tensor, Tensor]:
+    """Memory for what a causal convolution of x sees, with the past frames in it; and its part that is no border."""
+    batch, channels, frames, height, width = x.shape
+    if runs_own_convolution(x):
+        seen = make_padded(x, PAST_FRAMES + frames, around=conv.kernel_size[1] > 1)
+    else:
+        size = (batch, channels, PAST_FRAMES + frames, height, width)
+        seen = torch.empty(size, dtype=x.dtype, device=x.device, memory_format=MEMORY_FORMAT)
+    inner = seen[:, :channels, :, :height, :width]
     past = cache.get(conv)
-    seen = F.pad(x, (0, 0, 0, 0, PAST_FRAMES, 0)) if past is None else torch.cat((past, x), dim=2)
-    cache[conv] = seen[:, :, -PAST_FRAMES:].clone()
-    return _apply(conv, seen, conv.bias)
+    inner[:, :, :PAST_FRAMES] = 0 if past is None else past
+    return seen, inner
 
 
 def _residual_block(block: Any, x: Tensor, cache: Cache, first: bool) -> Tensor:
-    inner = _normed_convolve(block.norm1, block.conv1, _Sum(x), cache)
-    values, bias = _normed_convolve(block.norm2, block.conv2, inner, cache)
     shortcut = block.conv_shortcut
-    return add_residual(values, x if isinstance(shortcut, nn.Identity) else _apply(shortcut, x, shortcut.bias), bias)
+    residual = x if isinstance(shortcut, nn.Identity) else _mix(shortcut, x)
+    inner = _normed_convolve(block.norm1, block.conv1, _Sum(x), cache)
+    return _normed_convolve(block.norm2, block.conv2, inner, cache, residual).values
 
 
-def _normed_convolve(norm: WanRMS_norm, conv: nn.Conv3d, x: _Sum, cache: Cache) -> _Sum:
-    """Norm, SiLU and causal convolution; the norm's result is written where the convolution reads it."""
-    batch, channels, frames, height, width = x.values.shape
-    shape, like = (batch, channels, PAST_FRAMES + frames, height, width), x.values
-    seen = torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=MEMORY_FORMAT)
-    past = cache.get(conv)
-    seen[:, :, :PAST_FRAMES] = 0 if past is None else past
-    channel_norm(x.values, norm.gamma, bias=x.bias, silu=True, out=seen[:, :, PAST_FRAMES:])
-    cache[conv] = seen[:, :, -PAST_FRAMES:].clone()
-    if _adds_bias_apart(seen):
-        return _Sum(_apply(conv, seen, None), conv.bias)
-    return _Sum(_apply(conv, seen, conv.bias))
+def _normed_convolve(norm: WanRMS_norm, conv: nn.Conv3d, x: _Sum, cache: Cache, residual: Tensor | None = None) -> _Sum:
+    """Norm, SiLU and causal convolution, and the sum with a residual; SiLU writes where the convolution reads."""
+    seen, inner = _place_past(conv, x.values, cache)
+    channel_norm(x.values, norm.gamma, bias=x.bias, silu=True, out=inner[:, :, PAST_FRAMES:])
+    cache[conv] = inner[:, :, -PAST_FRAMES:].clone()
+    if runs_own_convolution(seen):
+        return _Sum(_apply(conv, seen, x.values, conv.bias, residual))
+    made = _Sum(_apply(conv, seen, x.values, None), conv.bias) if _adds_bias_apart(seen) else None
+    made = made or _Sum(_apply(conv, seen, x.values, conv.bias))
+    return made if residual is None else _Sum(add_residual(made.values, residual, made.bias))
 
 
 def _adds_bias_apart(x: Tensor) -> bool:
@@ -190,10 +204,16 @@ def _adds_bias_apart(x: Tensor) -> bool:
     return x.is_cuda
 
 
-def _apply(conv: nn.Conv3d, x: Tensor, bias: Tensor | None) -> Tensor:
-    """A convolution over frames that have their past in front, and keep their size."""
+def _apply(conv: nn.Conv3d, seen: Tensor, like: Tensor, bias: Tensor | None, residual: Tensor | None = None) -> Tensor:
+    """A convolution over frames that have their past in front, to as many as `like` has, of its height and width."""
     _, height, width = conv.kernel_size
-    return _convolve(x, conv.weight, bias, (0, height // 2, width // 2), conv.stride)
+    if not runs_own_convolution(seen):
+        return _convolve(seen, conv.weight, bias, (0, height // 2, width // 2), conv.stride)
+    assert bias is not None
+    size = (like.shape[0], conv.out_channels, *like.shape[2:])
+    out = torch.empty(size, dtype=like.dtype, device=like.device, memory_format=MEMORY_FORMAT)
+    origin = (height // 2, width // 2)
+    return convolve(seen, conv.weight, bias, origin=origin, out=out, residual=residual)
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[int], stride: Sequence[int]) -> Tensor:
@@ -202,6 +222,11 @@ def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Sequence[
         # PyTorch itself runs small 3D convolutions in a plain loop: 65 ms against 1.2 for 4 channels of 4 x 130 x 194.
         return torch.mkldnn_convolution(x, weight, bias, padding, stride, [1] * len(stride), 1)
     return torch.convolution(x, weight, bias, stride, padding, [1] * len(stride), False, [0] * len(stride), 1)
+
+
+def _mix(conv: nn.Conv3d, x: Tensor) -> Tensor:
+    """A convolution of one tap: a product of every position's channels."""
+    return F.linear(x.permute(0, 2, 3, 4, 1), conv.weight.flatten(1), conv.bias).permute(0, 4, 1, 2, 3)
 
 
 def _attention(block: Any, x: Tensor, cache: Cache, first: bool) -> Tensor:
@@ -260,10 +285,21 @@ def _enlarge(conv: nn.Conv2d, images: Tensor) -> Tensor:
     count, _, height, width = images.shape
     shape = (count, conv.out_channels, 2 * height, 2 * width)
     out = torch.empty(shape, dtype=images.dtype, device=images.device, memory_format=torch.channels_last)
+    seen = None
+    if runs_own_convolution(images):
+        frames = images.transpose(0, 1)[None]
+        seen = make_padded(frames, count, around=True)
+        seen[:, : frames.shape[1], :, :height, :width] = frames
     for row, column in itertools.product((0, 1), repeat=2):
         kernel = _fold(_fold(conv.weight.float(), 2, row), 3, column).to(images.dtype)
-        made = _convolve(images, kernel, conv.bias, (1, 1), (1, 1))
-        out[:, :, row::2, column::2] = made[:, :, row : row + height, column : column + width]
+        target = out[:, :, row::2, column::2]
+        if seen is not None:
+            video = target.transpose(0, 1)[None]
+            assert conv.bias is not None
+            convolve(seen, kernel[:, :, None], conv.bias, origin=(1 - row, 1 - column), out=video)
+        else:
+            made = _convolve(images, kernel, conv.bias, (1, 1), (1, 1))
+            target.copy_(made[:, :, row : row + height, column : column + width])
     return out
 
 
@@ -282,7 +318,7 @@ def _downsample(module: Any, x: Tensor, cache: Cache, first: bool) -> Tensor:
         return x
     seen = x if first else torch.cat((cache[time_conv], x), dim=2)
     cache[time_conv] = x[:, :, -1:].clone()
-    return x if first else _apply(time_conv, seen, time_conv.bias)
+    return x if first else _convolve(seen, time_conv.weight, time_conv.bias, (0, 0, 0), time_conv.stride)
 
 
 def _as_video(images: Tensor, batch: int) -> Tensor:

@@ -22,7 +22,7 @@ from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
 from wan_s2v.runtime.lora import branch_bytes
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
-from wan_s2v.runtime.precision import as_dtype, usable_dtype
+from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
 from wan_s2v.runtime.quantization import can_compute_in_eight_bits
 from wan_s2v.runtime.sizes import ModelSizes, PackedSize, how_blocks_run
 from wan_s2v.video import check_output_path
@@ -137,6 +137,7 @@ def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
     # there is nothing to bring anywhere where the CPU computes, even beside a GPU
     offload = options.enable_cpu_offload and device.type == "cuda"
     sizes = model_sizes(checkpoint)
+    sizes = replace(sizes, vae_dtype=vae_dtype(sizes.vae_dtype, dtype, device))
     rates = measure_rates(device, dtype, sizes)
     program_bytes = resident_bytes() if device.type == "cpu" else 0
     return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, (note,) if note else (), program_bytes)

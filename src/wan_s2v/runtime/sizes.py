@@ -38,7 +38,7 @@ class ModelSizes:
         text_table: parameters of the text encoder that are looked up, not multiplied.
         text_layers: blocks of the text encoder.
         vae_patch: side of the pixel squares that the VAE takes as channels.
-        vae_dtype: in which it computes.
+        vae_dtype: in which it computes; see `precision.vae_dtype`.
         packed: by component, what stays packed of its parameters.
         blocks_run: how the transformer's blocks do: with our kernels, with them in 8 bits, or in plain PyTorch.
         block_bytes: by transformer, of all its blocks, where they are counted; elsewhere they are derived.
@@ -89,6 +89,7 @@ S2V_14B_SIZES: Final = ModelSizes(
         "audio_encoder": 315_438_720,
     },
     vae_channels=96,
+    vae_dtype=torch.float16,
     text_table=256_384 * 4096,
 )
 
