@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -220,3 +222,40 @@ def test_a_machine_without_a_compiler_is_found_out(monkeypatch):
 
     monkeypatch.setattr("wan_s2v.ops.trial_kernel.try_kernel", fail)
     assert kernel_problem.__wrapped__(DEVICE) == "Failed to find C compiler. Please specify via CC."
+
+
+_COMPILE = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+from wan_s2v.ops import attention_eight_bit_hopper_kernel as kernel
+
+layout = gl.NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=8, rank=2)
+types = {name: "i32" for name in kernel._attend.arg_names} | {
+    "queries": f"tensordesc<i8[64, 128],{layout!r}>",
+    "keys": f"tensordesc<i8[128, 128],{layout!r}>",
+    "values": f"tensordesc<fp8e4nv[128, 128],{layout!r}>",
+    **{name: "*fp32" for name in ("q_scale_ptr", "k_scale_ptr", "v_scale_ptr")},
+    "out_ptr": "*bf16",
+}
+constants = {"QUERIES": 64, "KEYS": 128, "DIM": 128, "STAGES": 4}
+names = kernel._attend.arg_names
+source = GluonASTSource(
+    kernel._attend,
+    {name: "constexpr" if name in constants else types[name] for name in names},
+    {(names.index(name),): value for name, value in constants.items()},
+    {},
+)
+compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+print(compiled.asm["ptx"].count("wgmma.mma_async"))
+"""
+
+
+def test_the_hopper_kernel_compiles_where_there_is_no_gpu():
+    """Gluon has no interpreter. At least 3 groups x 2 products x 4 parts of a product."""
+    pytest.importorskip("triton.experimental.gluon", reason="this Triton has no Gluon")
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    done = subprocess.run([sys.executable, "-c", _COMPILE], env=clean, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) >= 24

@@ -4,8 +4,9 @@ Hopper's 8-bit products want both factors contiguous along the summed axis: head
 values are stored transposed. Keys and values come by the chip's copy engine (tensor descriptors).
 
 At a head size of 128 the exponentials take as long as the products, so the loop has little else in it: one scale for
-all keys of a step, applied to the rows' maxima and within the exponent; no mask but in the last step; and a sum of
-weights that carries the same factor as the weights in float8, so that it drops out.
+all keys of a step, applied to the rows' maxima and within the exponent; no mask but in the last step; a sum of weights
+that carries the same factor as the weights in float8, so that it drops out; integers that are read as floating-point
+numbers instead of being converted; and keys in an order that spares the weights a way through other threads.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from torch import Tensor
 from wan_s2v.ops.attention_eight_bit import KEY_BLOCK
 from wan_s2v.ops.eight_bit import FLOAT8, INT8, LARGEST
 
-_QUERIES: Final = 128  # queries of a program
+_QUERIES: Final = 64  # queries of a program
+_REGISTERS: Final = 168  # for each thread, so that three programs share a processor
+_OFFSET = tl.constexpr(12582912.0)  # 1.5 · 2²³: whole numbers up to 2²² added to its bits are added to its value
+_OFFSET_BITS = tl.constexpr(0x4B400000)
 _PEAK_BITS: Final = 8  # the largest weight of a row is 2 to the power of so many before it becomes float8
 
 
@@ -40,13 +44,27 @@ def launch_attention_eight_bit(q: Tensor, k: Tensor, v: Tensor, mean: Tensor) ->
     k8, k_scale = _round(k, mean, 1.0, per_row=False)
     v8, v_scale = _round_values(v)
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
+    if q.is_cuda and _runs_on_hopper(q.device.index, dim):
+        from wan_s2v.ops.attention_eight_bit_hopper_kernel import launch_attend_on_hopper
+
+        launch_attend_on_hopper(q8, k8, v8, q_scale, k_scale, v_scale, out)
+        return out.flatten(2)
     keys = TensorDescriptor.from_tensor(k8.view(-1, dim), [KEY_BLOCK, dim])
     values = TensorDescriptor.from_tensor(v8.view(batch * heads * dim, -1), [dim, KEY_BLOCK])
     _attend[(triton.cdiv(num_queries, _QUERIES), batch * heads)](
         q8, keys, values, q_scale, k_scale, v_scale, out, num_queries, num_keys, k_scale.shape[2], heads,
-        DIM=dim, QUERIES=_QUERIES, KEYS=KEY_BLOCK, PEAK_BITS=_PEAK_BITS, num_warps=4, num_stages=3,
+        DIM=dim, QUERIES=_QUERIES, KEYS=KEY_BLOCK, PEAK_BITS=_PEAK_BITS, num_warps=4, num_stages=2,
+        maxnreg=_REGISTERS,
     )  # fmt: skip
     return out.flatten(2)
+
+
+def _runs_on_hopper(device: int, dim: int) -> bool:
+    try:
+        from wan_s2v.ops.attention_eight_bit_hopper_kernel import runs_on_hopper
+    except (ImportError, AttributeError):  # no Gluon in this Triton, or another one
+        return False
+    return runs_on_hopper(device, dim)
 
 
 def _round(x: Tensor, mean: Tensor | None, factor: float, *, per_row: bool) -> tuple[Tensor, Tensor]:
@@ -114,6 +132,10 @@ def _transpose_values(
     v_ptr, values_ptr, scale_ptr, v_batch, v_token, v_head, length, padded, heads,
     DIM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
+    """Of 16 tokens 2t + b and 8 + 2t + b, t < 4, b < 2, lie at 4t + b and 4t + 2 + b.
+
+    So a thread finds the weights that it made from a product's results where the next product wants its factors.
+    """
     pair = tl.program_id(1).to(tl.int64)
     batch, head = pair // heads, pair % heads
     token = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -122,7 +144,8 @@ def _transpose_values(
     v = tl.load(source, mask=(token < length)[:, None], other=0.0).to(tl.float32)
     scale = tl.load(scale_ptr + pair * DIM + channel)
     rounded = tl.trans((v / scale[None, :]).to(tl.float8e4nv))
-    tl.store(values_ptr + (pair * DIM + channel[:, None]) * padded + token[None, :], rounded)
+    place = token // 16 * 16 + token // 2 % 4 * 4 + token // 8 % 2 * 2 + token % 2
+    tl.store(values_ptr + (pair * DIM + channel[:, None]) * padded + place[None, :], rounded)
 
 
 @triton.jit
@@ -144,15 +167,15 @@ def _attend(
     first_channel = (pair * DIM).to(tl.int32)
     whole = num_keys // KEYS * KEYS
     for first in range(0, whole, KEYS):
-        scores = tl.dot(q, keys.load([row + first, 0]).T).to(tl.float32)
+        scores = _score(q, keys.load([row + first, 0]), QUERIES, KEYS)
         scale = q_scale * tl.load(k_scale_ptr + first // KEYS)
-        top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS)
+        top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS, QUERIES, KEYS)
         sums = tl.dot(weights, values.load([first_channel, first]).T, sums)
     if whole < num_keys:
-        scores = tl.dot(q, keys.load([row + whole, 0]).T).to(tl.float32)
+        scores = _score(q, keys.load([row + whole, 0]), QUERIES, KEYS)
         scores = tl.where((tl.arange(0, KEYS) + whole < num_keys)[None, :], scores, float("-inf"))
         scale = q_scale * tl.load(k_scale_ptr + whole // KEYS)
-        top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS)
+        top, weights, total, sums = _weigh(scores, scale, top, total, sums, PEAK_BITS, QUERIES, KEYS)
         sums = tl.dot(weights, values.load([first_channel, whole]).T, sums)
     v_scale = tl.load(v_scale_ptr + pair * DIM + channel)
     result = sums * v_scale[None, :] / total[:, None]
@@ -162,9 +185,20 @@ def _attend(
 
 
 @triton.jit
-def _weigh(scores, scale, top, total, sums, PEAK_BITS: tl.constexpr):
-    """One step of the softmax: the new maxima, these keys' weights, and both sums taken down to the new maxima."""
-    higher = tl.maximum(top, tl.max(scores, axis=1) * scale)
-    weights = tl.exp2(scores * scale[:, None] - (higher - PEAK_BITS)[:, None])
+def _score(q, k, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """Products of queries and keys as float32, each plus _OFFSET: sums that begin at its bits need no conversion."""
+    begin = tl.full((QUERIES, KEYS), _OFFSET_BITS, tl.int32)
+    return tl.dot(q, k.T, begin, out_dtype=tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _weigh(scores, scale, top, total, sums, PEAK_BITS: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr):
+    """One step of the softmax: the new maxima, these keys' weights, and both sums taken down to the new maxima.
+
+    The weights' keys are in the order of `_transpose_values`.
+    """
+    higher = tl.maximum(top, (tl.max(scores, axis=1) - _OFFSET) * scale)
+    weights = tl.exp2(scores * scale[:, None] - (higher - PEAK_BITS + _OFFSET * scale)[:, None])
     shrink = tl.exp2(top - higher)
-    return higher, weights.to(tl.float8e4nv), total * shrink + tl.sum(weights, axis=1), sums * shrink[:, None]
+    ordered = weights.to(tl.float8e4nv).reshape(QUERIES, KEYS // 16, 2, 4, 2).permute(0, 1, 3, 2, 4)
+    return higher, ordered.reshape(QUERIES, KEYS), total * shrink + tl.sum(weights, axis=1), sums * shrink[:, None]

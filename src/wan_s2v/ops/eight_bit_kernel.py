@@ -59,7 +59,7 @@ def launch_linear_int8(x: Quantized, weight: Quantized, bias: Tensor | None, dty
         DEPTH=_DEPTH,
         GROUP=_GROUP,
         num_warps=8,
-        num_stages=3,
+        num_stages=4 if wide else 3,
     )
     return out
 
@@ -123,7 +123,8 @@ def _linear(
     first_row, first_column = (top + within % height) * ROWS, within // height * COLUMNS
     sums = tl.zeros((ROWS, COLUMNS), tl.int32)
     for start in range(0, depth, DEPTH):
-        sums = tl.dot(x_rows.load([first_row, start]), weight_rows.load([first_column, start]).T, sums)
+        x, weight = x_rows.load([first_row, start]), weight_rows.load([first_column, start])
+        sums = tl.dot(x, weight.T, sums, out_dtype=tl.int32)  # which Triton 3.6 does not take from the sums
     row, column = first_row + tl.arange(0, ROWS), first_column + tl.arange(0, COLUMNS)
     x_scale = tl.load(x_scale_ptr + row, mask=row < rows, other=0.0)
     weight_scale = tl.load(weight_scale_ptr + column, mask=column < columns, other=0.0)
