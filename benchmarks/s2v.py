@@ -20,6 +20,7 @@ Making the weights takes some seconds and 34 GB of the GPU, 46 GB with the text 
     python benchmarks/s2v.py                                  # all but load: about 10 minutes
     python benchmarks/s2v.py --stages forward,vae --official FOLDER                 # about 8 minutes
     python benchmarks/s2v.py --stages whole --caps 24 16 --sizes 1280x704           # in the memory of smaller cards
+    python benchmarks/s2v.py --stages whole --preset fast --clips 1 --steps 12      # the fast preset, a 5-second video
     python benchmarks/s2v.py --tabulate --docs                # measures nothing; results into docs/performance.md
     python benchmarks/s2v.py --small                          # a tiny model on the CPU, to try the command
 """
@@ -40,7 +41,7 @@ import torch
 from s2v_meter import Meter, Record, circumstances
 from s2v_model import FULL, SMALL, SPEC, Scale, Size, build_pipeline, random_inputs
 from s2v_official import is_checkout, measure_official
-from s2v_run import can_write_video, measure_capped, measure_whole
+from s2v_run import Video, can_write_video, measure_capped, measure_whole
 from s2v_stages import measure_eight_bit, measure_error, measure_forward, measure_load, measure_vae
 
 from wan_s2v import WanS2VPipeline
@@ -107,11 +108,13 @@ def _measure_size(
         results.add("forward", str(size), measure_forward(transformer, inputs, size, repeats, meter))
     if "vae" in stages:
         results.add("vae", str(size), measure_vae(pipeline, size, frames, repeats, meter))
-    if "whole" in stages:
-        results.add("whole", str(size), measure_whole(pipeline, size, frames, arguments.steps, meter))
+    video = Video(arguments.clips, frames, arguments.steps, arguments.preset)
+    name = str(size) if arguments.preset == "exact" else f"{size} {arguments.preset}"
+    if "whole" in stages and not arguments.caps:
+        results.add("whole", name, measure_whole(pipeline, size, video, meter))
     if arguments.caps:
-        for cap, record in measure_capped(pipeline, size, frames, arguments.steps, arguments.caps, meter).items():
-            results.add("whole", f"{size} in {cap:g} GB", record)
+        for cap, record in measure_capped(pipeline, size, video, arguments.caps, meter).items():
+            results.add("whole", f"{name} in {cap:g} GB", record)
     if arguments.official:
         record = measure_official(arguments.official, pipeline, size, frames, repeats, meter)
         results.add("official", str(size), record)
@@ -162,7 +165,11 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bfloat16", help="of the transformer")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of each clip in the stage whole; 40 measures all of it")
-    parser.add_argument("--caps", type=float, nargs="+", default=(), help="whole runs again in so many GB of the GPU")
+    parser.add_argument(
+        "--caps", type=float, nargs="+", default=(), help="whole runs in so many GB of the GPU, not in all"
+    )
+    parser.add_argument("--clips", type=int, choices=(1, 2), default=2, help="of the video in the stage whole")
+    parser.add_argument("--preset", choices=("exact", "fast"), default="exact", help="of the stage whole")
     parser.add_argument("--error-layers", type=int, default=4, help="blocks of the model in the stage error")
     parser.add_argument("--official", type=_checkout, help="checkout of Wan-Video/Wan2.2 to measure beside ours")
     parser.add_argument("--small", action="store_true", help="a tiny model on the CPU; no results unless named")

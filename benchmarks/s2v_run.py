@@ -1,4 +1,4 @@
-"""Stage `whole` of `s2v.py`: a video of two clips, from picture and sound to mp4, through the pipeline's own loop."""
+"""Stage `whole` of `s2v.py`: a video of one or two clips, from picture and sound to mp4, by the pipeline's own loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -17,6 +18,7 @@ from s2v_meter import Meter, Record, largest, spread
 from s2v_model import SPEC, Size
 
 import wan_s2v.pipeline
+import wan_s2v.plan
 from wan_s2v import WanS2VPipeline
 from wan_s2v.audio import MODEL_SAMPLE_RATE
 from wan_s2v.clips import WARM_UP_FRAMES, as_fps, frames_covered
@@ -26,15 +28,35 @@ from wan_s2v.result import S2VClip, open_writer
 _PROMPT = "A person speaks to the camera in a quiet room, soft light from a window, medium shot."
 
 
-def measure_whole(pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, steps: int, meter: Meter) -> Record:
+FAST_STEPS = 16  # of 40 that preset="fast" computes; see "Extrapolated steps" in docs/performance.md
+
+
+@dataclass(frozen=True)
+class Video:
+    """What is made: so many clips of so many frames and steps each."""
+
+    num_clips: int
+    frames_per_clip: int
+    steps: int
+    preset: str = "exact"
+
+
+def measure_whole(pipeline: WanS2VPipeline, size: Size, video: Video, meter: Meter) -> Record:
     """The run stage by stage, and what it takes with the model's own number of steps.
 
     A run at the smallest size comes first, so that libraries are loaded. The first step of a clip, which also prepares
-    the clip's constants, does not count as a step.
+    the clip's constants, does not count as a step. All steps are computed, also with preset="fast": which of them it
+    would extrapolate depends on the weights, so its whole time is given for `FAST_STEPS` computed ones.
     """
+    with patch.object(wan_s2v.plan, "FAST_CHANGE", 0.0):
+        return _measure(pipeline, size, video, meter)
+
+
+def _measure(pipeline: WanS2VPipeline, size: Size, video: Video, meter: Meter) -> Record:
+    steps = video.steps
     smallest = Size(SPEC.min_side, SPEC.min_side)
-    list(pipeline.run(_two_clips(pipeline, smallest, frames_per_clip, steps=1)))
-    plan = _two_clips(pipeline, size, frames_per_clip, steps)
+    list(pipeline.run(_plan(pipeline, smallest, replace(video, steps=1))))
+    plan = _plan(pipeline, size, video)
     meter.release()
     started = time.perf_counter()
     clips, step_ends, peaks = _timed_run(pipeline, plan, meter)
@@ -42,9 +64,11 @@ def measure_whole(pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, st
     frames = np.concatenate([np.asarray(clip.frames) for clip in clips])
     write_s = _write_seconds(pipeline, plan, frames)
     per_clip = [spread(np.diff(ends).tolist()) for ends in np.reshape(step_ends, (len(clips), steps))]
-    total_s, full_steps = run_s + (write_s or 0), pipeline.spec.num_inference_steps
+    total_s = run_s + (write_s or 0)
+    full_steps = FAST_STEPS if video.preset == "fast" else pipeline.spec.num_inference_steps
     return {
         "steps": steps,
+        "preset": video.preset,
         "frames": len(frames),
         "passes_per_step": plan.sampling.guidance.passes,
         "clips": [{"stages_s": clip.seconds, "step": step} for clip, step in zip(clips, per_clip, strict=True)],
@@ -59,7 +83,7 @@ def measure_whole(pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, st
 
 
 def measure_capped(
-    pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, steps: int, caps: Sequence[float], meter: Meter
+    pipeline: WanS2VPipeline, size: Size, video: Video, caps: Sequence[float], meter: Meter
 ) -> dict[float, Record]:
     """The same run where PyTorch may hold only so many GB of the GPU; weights that do not fit wait in main memory."""
     pipeline.to("cpu")
@@ -69,7 +93,7 @@ def measure_capped(
     for cap in caps:
         meter.release()
         torch.cuda.set_per_process_memory_fraction(min(1.0, cap * 1e9 / total), meter.device)
-        records[cap] = measure_whole(pipeline, size, frames_per_clip, steps, meter)
+        records[cap] = measure_whole(pipeline, size, video, meter)
     torch.cuda.set_per_process_memory_fraction(1.0, meter.device)
     pipeline.to(meter.device)
     return records
@@ -107,10 +131,10 @@ class _StageClock(wan_s2v.pipeline._Clock):
         self.peaks[stage] = largest([self.meter.peak(), *filter(None, [self.peaks.get(stage)])])
 
 
-def _two_clips(pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, steps: int) -> GenerationPlan:
-    """The longest video that two clips give, of a noisy picture and a hum."""
+def _plan(pipeline: WanS2VPipeline, size: Size, video: Video) -> GenerationPlan:
+    """The longest video that so many clips give, of a noisy picture and a hum."""
     fps = as_fps(DEFAULT_FPS)
-    num_frames = frames_covered(2 * frames_per_clip - WARM_UP_FRAMES, fps, SPEC.model_fps)
+    num_frames = frames_covered(video.num_clips * video.frames_per_clip - WARM_UP_FRAMES, fps, SPEC.model_fps)
     draw = np.random.default_rng(0)
     picture = Image.fromarray(draw.integers(0, 256, (size.height, size.width, 3), dtype=np.uint8))
     moments = np.arange(round(num_frames / fps * MODEL_SAMPLE_RATE)) / MODEL_SAMPLE_RATE
@@ -124,8 +148,9 @@ def _two_clips(pipeline: WanS2VPipeline, size: Size, frames_per_clip: int, steps
         width=size.width,
         fps=fps,
         num_frames=num_frames,
-        frames_per_clip=frames_per_clip,
-        num_inference_steps=steps,
+        frames_per_clip=video.frames_per_clip,
+        num_inference_steps=video.steps,
+        preset=video.preset,
     )
 
 

@@ -106,15 +106,20 @@ def _about_official(records: Record) -> str:
     )
 
 
+_CLIPS = {1: "One clip", 2: "Two clips"}
+
+
 def _run(size: str, record: Record) -> str:
     """The run of two clips at one size: what it took, and each of its stages."""
     steps, full_steps = record["steps"], record["full_steps"]
     text = (
-        f"Two clips at {size}, {record['frames']} frames, {steps} steps a clip: {_seconds(record['total_s'])} measured."
+        f"{_CLIPS[len(record['clips'])]} at {size}, {record['frames']} frames, {steps} steps a clip: "
+        f"{_seconds(record['total_s'])} measured."
     )
     if steps != full_steps:
         full = _seconds(record["full_total_s"])
-        text += f" With {full_steps} steps a clip: {full}, extrapolated by the measured time of a step."
+        what = "computed steps of 40" if record.get("preset") == "fast" else "steps"
+        text += f" With {full_steps} {what} a clip: {full}, extrapolated by the measured time of a step."
     if record["attention"]:
         text += f" Attention ran on {', '.join(sorted(set(record['attention'].values())))}."
     if memory := record.get("memory"):
@@ -134,9 +139,11 @@ def _run(size: str, record: Record) -> str:
     missing = full_steps - steps
     in_full = [sum(clip["stages_s"].values()) + missing * clip["step"]["median_s"] for clip in record["clips"]]
     rows.append([f"the clip with {full_steps} steps", *map(_seconds, in_full), ""])
-    rows.append(["write the mp4", "", _seconds(record["write_s"]), ""])
-    rows.append(["all", "", _seconds(record["total_s"]), _memory(largest(list(record["peaks"].values())))])
-    return f"{text}\n\n{markdown([f'{size}, {steps} steps', 'first clip', 'second clip', 'memory'], rows)}"
+    gaps = [""] * (len(clips) - 1)
+    rows.append(["write the mp4", *gaps, _seconds(record["write_s"]), ""])
+    rows.append(["all", *gaps, _seconds(record["total_s"]), _memory(largest(list(record["peaks"].values())))])
+    header = [f"{size}, {steps} steps", *("first clip", "second clip")[: len(clips)], "memory"]
+    return f"{text}\n\n{markdown(header, rows)}"
 
 
 def _error(size: str, record: Record) -> str:
