@@ -192,7 +192,7 @@ def test_the_vae_takes_the_memory_that_is_planned(strips, carries_past):
         kept = planned["encode"] - stage_bytes(sizes, replace(work, carries_past=False), BF16, policy)["encode"]
         with Allocations() as found:
             frames = decode_latents(vae, latents, 20, past, strips)
-        assert 0.8 * planned["decode"] < found.peak <= 1.05 * planned["decode"]
+        assert 0.75 * planned["decode"] < found.peak <= 1.05 * planned["decode"]
         if past is not None:
             held = sum(tensor.nbytes for cache in past.values() for tensor in cache.values())
             assert held == pytest.approx(kept, rel=0.02)
