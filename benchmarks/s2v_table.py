@@ -110,7 +110,7 @@ _CLIPS = {1: "One clip", 2: "Two clips"}
 
 
 def _run(size: str, record: Record) -> str:
-    """The run of two clips at one size: what it took, and each of its stages."""
+    """The run of one or two clips at one size: what it took, and each of its stages."""
     steps, full_steps = record["steps"], record["full_steps"]
     text = (
         f"{_CLIPS[len(record['clips'])]} at {size}, {record['frames']} frames, {steps} steps a clip: "
