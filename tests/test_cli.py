@@ -19,9 +19,9 @@ from command_line import FAST, IMAGE, POSE, VOICE
 from conftest import MEDIA
 from rich.console import Console
 
-from wan_s2v import cli
 from wan_s2v.cli import main
 from wan_s2v.commands import request
+from wan_s2v.commands.flags import PANELS, generation_options
 from wan_s2v.commands.official_flags import translate
 from wan_s2v.commands.progress import duration_text, make_reporter, size_text
 from wan_s2v.errors import UsageError
@@ -54,7 +54,7 @@ def test_the_plan_of_a_voice_needs_nothing_of_models_without_sound(tmp_path):
 
 
 def test_every_option_is_a_flag_with_the_same_default():
-    flags = inspect.signature(cli._generation_options, eval_str=True).parameters
+    flags = inspect.signature(generation_options, eval_str=True).parameters
     options = {field.name: field.default for field in fields(GenerationOptions) if field.name not in NOT_FLAGS}
     assert {name: flag.default for name, flag in flags.items()} == options
     hints = typing.get_type_hints(GenerationOptions)
@@ -67,9 +67,9 @@ def test_every_option_is_a_flag_with_the_same_default():
 @pytest.mark.parametrize("command", ["generate", "batch"])
 def test_help_explains_every_flag(wan_s2v, command):
     text = wan_s2v(command, "--help").out
-    for name in inspect.signature(cli._generation_options).parameters:
+    for name in inspect.signature(generation_options).parameters:
         assert f"--{name.replace('_', '-')} " in text, name
-    for panel in cli._PANELS:
+    for panel in PANELS:
         assert f"─ {panel} ─" in text
 
 

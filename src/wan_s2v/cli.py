@@ -6,7 +6,6 @@ Light until a command runs: `wan-s2v --help` must not wait for PyTorch. Exit cod
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -18,22 +17,14 @@ import typer
 from typer import Argument, Option
 
 from wan_s2v import __version__
+from wan_s2v.commands.flags import INPUTS, LORA, OUTPUT, SAMPLING, flag, generation_options, model_choice, takes
 from wan_s2v.commands.official_flags import translate
 from wan_s2v.errors import UsageError, WanS2VError
-from wan_s2v.experts import settled_boundary
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 INTERRUPTED = 130
-_PANELS = _INPUTS, _VIDEO, _SAMPLING, _CLIPS, _MACHINE, _OUTPUT = (
-    "Inputs",
-    "Video",
-    "Sampling",
-    "Clips",
-    "Machine",
-    "Output",
-)
 # Errors of the parser; typer has its own copy of click in some versions and click's in others.
 _ParseError: Any = typer.BadParameter.__mro__[2]
 
@@ -46,187 +37,56 @@ app = typer.Typer(
 )
 
 
-def _flag(text: str, panel: str, *names: str, default: str | bool = True) -> Any:
-    return Option(*names, help=text, rich_help_panel=panel, show_default=default)
-
-
-def _generation_options(
-    prompt: Annotated[str, _flag("What the video shows, in words.", _INPUTS, default="empty")] = "",
-    negative_prompt: Annotated[
-        str | None, _flag("What it must not show.", _INPUTS, default="the official text")
-    ] = None,
-    pose_video_path: Annotated[
-        Path | None, _flag("Video of a pose skeleton to follow, from the start of the sound.", _INPUTS)
-    ] = None,
-    height: Annotated[int | None, _flag("Height in pixels.", _VIDEO, default="follows the picture")] = None,
-    width: Annotated[int | None, _flag("Width in pixels.", _VIDEO, default="follows the picture")] = None,
-    area: Annotated[
-        int | None, _flag("Most pixels per frame, in place of height and width.", _VIDEO, default="the model's own")
-    ] = None,
-    fit: Annotated[str, _flag("crop fills the frame; pad shows all of the picture between bars.", _VIDEO)] = "crop",
-    fps: Annotated[str | None, _flag("Frames per second.", _VIDEO, default="24, or 16 with --timing reference")] = None,
-    num_frames: Annotated[
-        int | None, _flag("Length in frames; the sound is cut or padded.", _VIDEO, default="follows the sound")
-    ] = None,
-    num_inference_steps: Annotated[
-        int | None, _flag("Denoising steps per clip.", _SAMPLING, default="the model's own; 40 for S2V-14B")
-    ] = None,
-    guidance_scale: Annotated[
-        float | None,
-        _flag(
-            "How strictly prompt and sound are followed; 1 takes half the time of other values.",
-            _SAMPLING,
-            default="the model's own; 4.5 for S2V-14B",
-        ),
-    ] = None,
-    audio_guidance_scale: Annotated[
-        float | None, _flag("The same for the sound alone; a third pass per step.", _SAMPLING, default="off")
-    ] = None,
-    flow_shift: Annotated[
-        float | None, _flag("Weight of the noisy steps.", _SAMPLING, default="the model's own; 3 for S2V-14B")
-    ] = None,
-    scheduler: Annotated[
-        str | None, _flag("unipc, dpm++ or euler.", _SAMPLING, default="the model's own; unipc for S2V-14B")
-    ] = None,
-    seed: Annotated[
-        int | None, _flag("Same seed, same video; clip r uses seed + r.", _SAMPLING, default="random, shown")
-    ] = None,
-    preset: Annotated[
-        str, _flag("exact, fast, draft for a quick look, or 4step for a few-step LoRA.", _SAMPLING)
-    ] = "exact",
-    num_clips: Annotated[int | None, _flag("Make at most so many clips.", _CLIPS, default="all")] = None,
-    frames_per_clip: Annotated[
-        int | None,
-        _flag("Longest clip at 16 fps, a multiple of 4 up to 80.", _CLIPS, default="the model's own; 80 for S2V-14B"),
-    ] = None,
-    start_from_reference: Annotated[
-        bool, _flag("Begin with the picture itself.", _CLIPS, "--start-from-reference")
-    ] = False,
-    timing: Annotated[
-        str, _flag("aligned, or reference: as the official program, lips 3 frames early.", _CLIPS)
-    ] = "aligned",
-    enable_cpu_offload: Annotated[
-        bool, _flag("Keep only the part that works on the GPU.", _MACHINE, "--enable-cpu-offload")
-    ] = False,
-    use_fp16: Annotated[bool, _flag("Compute in float16.", _MACHINE, "--use-fp16")] = False,
-) -> dict[str, Any]:
-    """The flags that are keywords of the pipeline."""
-    return dict(locals())
-
-
-def _model_choice(
-    model: Annotated[
-        str,
-        _flag(
-            "tiny (embedded, for drawn portraits), s2v-14b, folder, .safetensors or hub id.", _INPUTS, "--model", "-m"
-        ),
-    ] = "tiny",
-    components: Annotated[
-        Path | None, _flag("Folder with VAE and encoders, where the model is a single file.", _INPUTS)
-    ] = None,
-    boundary_ratio: Annotated[
-        float | None, _flag("Noise level where two experts change.", _MACHINE, default="the checkpoint's")
-    ] = None,
-    boundary_snr: Annotated[
-        float | None, _flag("The same as a signal-to-noise ratio.", _MACHINE, default="the checkpoint's")
-    ] = None,
-    torch_dtype: Annotated[str | None, _flag("bf16, fp16 or fp32.", _MACHINE, default="as stored")] = None,
-    device: Annotated[str, _flag("auto, cuda or cpu.", _MACHINE)] = "auto",
-) -> dict[str, Any]:
-    """The flags that say which model runs where, as fields of `ModelChoice`."""
-    values = dict(locals())
-    return values | {"boundary_ratio": settled_boundary(boundary_ratio, values.pop("boundary_snr"))}
-
-
-_LORA: Any = _flag(
-    "A LoRA to put on the model; may be given several times. FILE:WEIGHT for another strength than 1.",
-    _INPUTS,
-    "--lora",
-    default="none",
-)
-
-
-def _panel_index(parameter: inspect.Parameter) -> int:
-    """Place of a parameter's panel in the help; positional arguments come first."""
-    panel = parameter.annotation.__metadata__[0].rich_help_panel
-    return _PANELS.index(panel) if panel else -1
-
-
-def _takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the flags of other functions; it receives what they return, in their order, and then its own."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        signatures = [inspect.signature(group, eval_str=True) for group in groups]
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[len(groups) :]
-
-        def run(**values: Any) -> None:
-            made = [
-                group(**{name: values.pop(name) for name in signature.parameters})
-                for group, signature in zip(groups, signatures, strict=True)
-            ]
-            command(*made, **values)
-
-        parameters = own + [parameter for signature in signatures for parameter in signature.parameters.values()]
-        keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
-        keyword_only.sort(key=_panel_index)
-        run.__signature__ = inspect.Signature(keyword_only)  # type: ignore[attr-defined]
-        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-        run.__name__, run.__doc__ = command.__name__, command.__doc__
-        return run
-
-    return decorate
-
-
 @app.command()
-@_takes(_generation_options, _model_choice)
+@takes(generation_options, model_choice)
 def generate(
     options: dict[str, Any],
     choice: dict[str, Any],
     task: Annotated[
         str | None,
-        _flag("s2v, t2v, i2v or ti2v: what the model must be for.", _INPUTS, default="read from the model"),
+        flag("s2v, t2v, i2v or ti2v: what the model must be for.", INPUTS, default="read from the model"),
     ] = None,
     image: Annotated[
         Path | None,
-        _flag("The picture to animate or to start from; t2v has none.", _INPUTS, "--image", "-i", default="none"),
+        flag("The picture to animate or to start from; t2v has none.", INPUTS, "--image", "-i", default="none"),
     ] = None,
     audio: Annotated[
         Path | None,
-        _flag("The voice, for s2v: a sound file, or a video with sound.", _INPUTS, "--audio", "-a", default="none"),
+        flag("The voice, for s2v: a sound file, or a video with sound.", INPUTS, "--audio", "-a", default="none"),
     ] = None,
     style: Annotated[
         list[str] | None,
-        _flag(
+        flag(
             "A look to add to the prompt, by name (wan-s2v styles); may be given several times.",
-            _INPUTS,
+            INPUTS,
             default="none",
         ),
     ] = None,
     extend_prompt: Annotated[
         str | None,
-        _flag(
+        flag(
             "Have a language model write the prompt out: a Qwen's folder, or the URL of an OpenAI-compatible endpoint "
             "(WAN_S2V_PROMPT_MODEL and WAN_S2V_PROMPT_KEY in the environment).",
-            _INPUTS,
+            INPUTS,
             default="off",
         ),
     ] = None,
-    lora: Annotated[list[str] | None, _LORA] = None,
+    lora: Annotated[list[str] | None, LORA] = None,
     guidance_scale_2: Annotated[
         float | None,
-        _flag("Of the low-noise expert (t2v, i2v).", _SAMPLING, default="the model's own; 3 for T2V-A14B"),
+        flag("Of the low-noise expert (t2v, i2v).", SAMPLING, default="the model's own; 3 for T2V-A14B"),
     ] = None,
     output: Annotated[
         Path | None,
-        _flag(
-            "The mp4 to write.", _OUTPUT, "--output", "-o", default="<image>_<audio>.mp4, <image>.mp4 or video.mp4 here"
+        flag(
+            "The mp4 to write.", OUTPUT, "--output", "-o", default="<image>_<audio>.mp4, <image>.mp4 or video.mp4 here"
         ),
     ] = None,
-    overwrite: Annotated[bool, _flag("Replace an existing output.", _OUTPUT)] = False,
-    dry_run: Annotated[bool, _flag("Print the plan and stop.", _OUTPUT, "--dry-run")] = False,
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
-    quiet: Annotated[bool, _flag("No plan and no progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
-    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+    overwrite: Annotated[bool, flag("Replace an existing output.", OUTPUT)] = False,
+    dry_run: Annotated[bool, flag("Print the plan and stop.", OUTPUT, "--dry-run")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, flag("No plan and no progress on stderr.", OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
 ) -> None:
     """Make a video from a picture and a sound (s2v), from text (t2v) or from a picture and text (i2v).
 
@@ -334,23 +194,23 @@ def _video_rows(planned: Any) -> list[tuple[str, str]]:
 
 
 @app.command()
-@_takes(_generation_options, _model_choice)
+@takes(generation_options, model_choice)
 def batch(
     options: dict[str, Any],
     choice: dict[str, Any],
     jobs: Annotated[Path, Argument(help="JSON lines or CSV with image, audio and options; or a folder of pairs.")],
-    lora: Annotated[list[str] | None, _LORA] = None,
+    lora: Annotated[list[str] | None, LORA] = None,
     output_dir: Annotated[
-        Path | None, _flag("Where the videos go, as <audio>.mp4.", _OUTPUT, default="beside the jobs")
+        Path | None, flag("Where the videos go, as <audio>.mp4.", OUTPUT, default="beside the jobs")
     ] = None,
     report: Annotated[
-        Path | None, _flag("JSON lines with the outcome of every job.", _OUTPUT, default="<jobs>.report.jsonl")
+        Path | None, flag("JSON lines with the outcome of every job.", OUTPUT, default="<jobs>.report.jsonl")
     ] = None,
-    overwrite: Annotated[bool, _flag("Make videos again that exist.", _OUTPUT)] = False,
-    dry_run: Annotated[bool, _flag("Check every job and stop.", _OUTPUT, "--dry-run")] = False,
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
-    quiet: Annotated[bool, _flag("No table and no progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
-    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+    overwrite: Annotated[bool, flag("Make videos again that exist.", OUTPUT)] = False,
+    dry_run: Annotated[bool, flag("Check every job and stop.", OUTPUT, "--dry-run")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, flag("No table and no progress on stderr.", OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
 ) -> None:
     """Make many videos with one loaded model. The flags are defaults that a job may override."""
     from wan_s2v.commands.batch import BatchRun, print_outcomes, read_jobs
@@ -383,11 +243,11 @@ def batch(
 def evaluate(
     videos: Annotated[list[Path], Argument(help="Finished videos.")],
     image: Annotated[
-        Path | None, _flag("The portrait they show.", _INPUTS, "--image", "-i", default="the first frame")
+        Path | None, flag("The portrait they show.", INPUTS, "--image", "-i", default="the first frame")
     ] = None,
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
-    quiet: Annotated[bool, _flag("No progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
-    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, flag("No progress on stderr.", OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
 ) -> None:
     """Measure lip sync, identity, colour drift, sharpness, seams, silence and length of videos.
 
@@ -410,7 +270,7 @@ def evaluate(
 
 @app.command()
 def styles(
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
 ) -> None:
     """List the looks that --style adds to a prompt: light, shot size, lens, colour and camera movement."""
     from dataclasses import asdict
@@ -435,8 +295,8 @@ def styles(
 @app.command()
 def doctor(
     model: Annotated[str | None, Argument(help="A model whose every file and tensor is checked.")] = None,
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
-    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
 ) -> None:
     """Show versions, devices, encoders and models, and what fits into memory."""
     from wan_s2v.commands.doctor import examine, print_findings
@@ -456,9 +316,9 @@ def doctor(
 @app.command()
 def download(
     model: Annotated[str, Argument(help="A hub id, or s2v-14b.")],
-    target: Annotated[Path | None, _flag("Folder for the files.", _OUTPUT, default="the Hugging Face cache")] = None,
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
-    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+    target: Annotated[Path | None, flag("Folder for the files.", OUTPUT, default="the Hugging Face cache")] = None,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
 ) -> None:
     """Fetch a model from the Hugging Face hub: only the files that are needed."""
     from wan_s2v.weights import download as fetch
@@ -470,17 +330,17 @@ def download(
 def convert(
     source: Annotated[str, Argument(help="A model: folder, .safetensors or .gguf file, or hub id.")],
     target: Annotated[Path, Argument(help="Folder to make, or file with fp8 and gguf-q8_0.")],
-    layout: Annotated[str | None, _flag("official or diffusers, for a folder.", _OUTPUT, default="none")] = None,
+    layout: Annotated[str | None, flag("official or diffusers, for a folder.", OUTPUT, default="none")] = None,
     quantization: Annotated[
         str | None,
-        _flag("fp8 or gguf-q8_0 (the transformer as one file), or int8 (a diffusers folder).", _OUTPUT, default="none"),
+        flag("fp8 or gguf-q8_0 (the transformer as one file), or int8 (a diffusers folder).", OUTPUT, default="none"),
     ] = None,
     torch_dtype: Annotated[
-        str | None, _flag("bf16, fp16 or fp32, for the transformer.", _OUTPUT, default="as stored")
+        str | None, flag("bf16, fp16 or fp32, for the transformer.", OUTPUT, default="as stored")
     ] = None,
-    as_json: Annotated[bool, _flag("Print one JSON object on stdout.", _OUTPUT, "--json")] = False,
-    quiet: Annotated[bool, _flag("No progress on stderr.", _OUTPUT, "--quiet", "-q")] = False,
-    debug: Annotated[bool, _flag("Show the traceback of an error.", _OUTPUT, "--debug")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, flag("No progress on stderr.", OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
 ) -> None:
     """Rewrite a model in another layout or precision; give --layout or --quantization."""
     from wan_s2v.commands.progress import make_reporter
