@@ -20,6 +20,7 @@ from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
+from wan_s2v.runtime.heap import keep_freed_memory
 from wan_s2v.runtime.lora import branch_bytes
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
 from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
@@ -209,6 +210,8 @@ def preview(request: Request, model: OpenedModel) -> Preview:
 def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
     """The pipeline with its weights: on the device, or in main memory where they are brought there part by part."""
     choice = model.choice
+    if model.device.type == "cpu":
+        keep_freed_memory()
     pipeline = WanS2VPipeline.from_pretrained(
         choice.model,
         torch_dtype=model.dtype,
