@@ -12,6 +12,7 @@ import math
 import secrets
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wan_s2v.audio import ENCODER_RECEPTIVE_FIELD, ENCODER_STRIDE, MODEL_SAMPLE_RATE, Waveform, load_waveform
+from wan_s2v.audio import ENCODER_RECEPTIVE_FIELD, ENCODER_STRIDE, MODEL_SAMPLE_RATE, Waveform
 from wan_s2v.audio_features import num_audio_features, reference_num_clips
 from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_aligned, plan_reference
 from wan_s2v.denoise import Guidance
@@ -27,8 +28,11 @@ from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import NEGATIVE_PROMPT
+from wan_s2v.prompt_spans import prompts_of, read_spans, unused_warnings
 from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import SCHEDULERS
+from wan_s2v.sound_preparation import SILENCES, Silence, prepare_sound
+from wan_s2v.sound_span import SoundSpan, span_of
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -53,8 +57,12 @@ class GenerationOptions:
     """Everything a user may choose besides the sound and the picture. None means the model's or the sound's own value.
 
     Args:
-        prompt, negative_prompt: text; the official negative prompt if None.
+        prompt, negative_prompt: text; the official negative prompt if None. A prompt may be a list of spans in
+            seconds, "0-4: she smiles | 4-: she looks away", of which each clip takes the one of its larger share.
         prompt_embeds, negative_prompt_embeds: (L, C) or (1, L, C) in place of text; no text encoder is needed.
+        start_s, duration_s: the stretch of the sound to use, in seconds or as "1:23.5"; all of it if None.
+        vocals_path: the isolated voice of the sound, which drives the lips while the sound itself is heard.
+        silence: "clean" lets the model hear nothing where nobody speaks (needs silero-vad); "keep" leaves it all.
         pose_video_path: video of a pose skeleton to follow, from the start of the sound.
         seed: clip r draws its noise from seed + r; random and recorded if None.
         generator: draws the noise of all clips in turn, in place of `seed`.
@@ -82,6 +90,10 @@ class GenerationOptions:
     negative_prompt: str | None = None
     prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
     negative_prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
+    start_s: float | str | None = None
+    duration_s: float | str | None = None
+    vocals_path: AudioSource | None = None
+    silence: Silence = "keep"
     pose_video_path: str | Path | None = None
     seed: int | None = None
     generator: torch.Generator | None = None
@@ -108,6 +120,8 @@ class GenerationOptions:
         _check_choice("timing", self.timing, ("aligned", "reference"))
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("fit", self.fit, ("crop", "pad"))
+        _check_choice("silence", self.silence, SILENCES)
+        span_of(self.start_s, self.duration_s)
         if self.scheduler is not None:
             _check_choice("scheduler", self.scheduler, SCHEDULERS)
         _check_number("seed", self.seed, 0, MAX_SEED, whole=True, hint="or leave it out for a random one")
@@ -137,6 +151,7 @@ class GenerationOptions:
             if not isinstance(getattr(self, name) or "", str):
                 kind = type(getattr(self, name)).__name__
                 raise UsageError(f"{name} is a {kind}. Give a string; one video per call.")
+        read_spans(self.prompt or "")
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> GenerationOptions:
@@ -198,15 +213,25 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """A run, ready to be made by a loaded model of the same spec."""
+    """A run, ready to be made by a loaded model of the same spec.
+
+    Args:
+        waveform: what is heard, before silence is added.
+        driving: what the model hears.
+        audio_source, span: where the file's sound track is taken from.
+        clip_prompts: the prompt of each clip.
+    """
 
     options: GenerationOptions
     spec: ModelSpec
     image: LoadedImage
-    waveform: Waveform  # of the source, before silence is added
+    waveform: Waveform
+    driving: Waveform
     audio_source: AudioSource
+    span: SoundSpan
     framing: Framing
     clips: ClipPlan
+    clip_prompts: tuple[str, ...]
     sampling: Sampling
     seed: int | None
     warnings: tuple[str, ...]
@@ -258,6 +283,7 @@ class GenerationPlan:
             "scheduler": self.sampling.scheduler,
             "step_cache": self.sampling.step_cache,
             "seed": self.seed,
+            "clip_prompts": list(self.clip_prompts),
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
             "warnings": list(self.warnings),
         }
@@ -275,20 +301,38 @@ def plan_generation(
     picture = load_image(image)
     framing = _plan_frame(picture, options, spec)
     fps = as_fps(options.fps or (DEFAULT_FPS if options.timing == "aligned" else spec.model_fps))
-    waveform = load_waveform(audio, duration_s=_sound_limit(options, fps))
-    clips = _plan_clips(waveform, fps, options, spec)
+    span = span_of(options.start_s, options.duration_s)
+    sound = prepare_sound(
+        audio, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
+    )
+    clips = _plan_clips(sound.heard, fps, options, spec)
+    prompts = read_spans(options.prompt)
+    clip_prompts = prompts_of(prompts, _shown_times(clips))
     seed = options.seed
     if seed is None and options.generator is None:
         seed = secrets.randbelow(2**31)
     warnings = (
-        *waveform.warnings,
+        *sound.warnings,
         *picture.warnings,
-        *_sound_warnings(waveform, clips),
+        *_sound_warnings(sound.heard, clips),
+        *unused_warnings(prompts, clip_prompts),
         *_pose_warnings(options, clips),
         *_preset_warnings(options, spec, has_lora),
     )
     return GenerationPlan(
-        options, spec, picture, waveform, audio, framing, clips, _plan_sampling(options, spec), seed, warnings
+        options,
+        spec,
+        picture,
+        sound.heard,
+        sound.driving,
+        audio,
+        span,
+        framing,
+        clips,
+        clip_prompts,
+        _plan_sampling(options, spec),
+        seed,
+        warnings,
     )
 
 
@@ -331,6 +375,13 @@ def _plan_clips(waveform: Waveform, fps: Fraction, options: GenerationOptions, s
     # A length that is not a multiple of 4 is refused by the planner; it must not divide by zero before.
     audio_clips = reference_num_clips(num_audio_features(hidden_states), max(frames_per_clip, 1), spec.model_fps)
     return plan_reference(audio_clips, **common)
+
+
+def _shown_times(clips: ClipPlan) -> list[tuple[Fraction, Fraction]]:
+    """Seconds of the video at which each clip begins and ends to be shown."""
+    edges = [0, *accumulate(clip.num_kept for clip in clips.clips)]
+    times = [min(Fraction(edge, clips.model_fps), clips.duration) for edge in edges]
+    return list(pairwise(times))
 
 
 def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:

@@ -80,5 +80,6 @@ def open_writer(path: str | Path, plan: GenerationPlan, metadata: dict[str, Any]
         width=plan.framing.width,
         fps=plan.clips.fps,
         audio=plan.audio_source,
+        span=plan.span,
         metadata=tags,
     )

@@ -22,6 +22,7 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from wan_s2v.errors import OutputError, UsageError, VideoError, reason_of
+from wan_s2v.sound_span import WHOLE, SoundSpan
 from wan_s2v.sound_track import AUDIO_RATE, AV_ERRORS, AudioSource, SoundSource, SoundTrack
 
 # The tags that mp4 players and ffprobe show; FFmpeg drops any other without a word.
@@ -198,6 +199,7 @@ class VideoWriter:
         audio: a file with sound, of which the first audio stream is decoded piece by piece, or an array (n,),
             (n, channels) or (channels, n) with its sample rate; None for a silent film. It starts with the first frame
             and is cut, or padded with silence, to the length of the video. More than two channels become stereo.
+        span: the stretch of the sound to take.
         metadata: tags out of `MP4_TAGS`.
     Raises: UsageError for a path, size, rate or tag that is not accepted; AudioError if the sound cannot be read;
         OutputError, here or later, if the result cannot be written.
@@ -211,6 +213,7 @@ class VideoWriter:
         width: int,
         fps: int | Fraction,
         audio: AudioSource | None = None,
+        span: SoundSpan = WHOLE,
         metadata: dict[str, str] | None = None,
     ) -> None:
         unknown = [tag for tag in metadata or {} if tag not in MP4_TAGS]
@@ -223,7 +226,7 @@ class VideoWriter:
         check_output_path(path)
         self._path, self._height, self._width, self._fps = Path(path), height, width, Fraction(fps)
         self._num_frames = 0
-        self._sound = None if audio is None else SoundSource(audio)
+        self._sound = None if audio is None else SoundSource(audio, span)
         self._temporary = _create_temporary(self._path)
         try:
             # "file:" keeps a colon in the path from being read as a protocol.

@@ -30,8 +30,24 @@ def flag(text: str, panel: str, *names: str, default: str | bool = True) -> Any:
 
 
 def generation_options(
-    prompt: Annotated[str, flag("What the video shows, in words.", INPUTS, default="empty")] = "",
+    prompt: Annotated[
+        str, flag('What the video shows, in words; by time as "0-4: … | 4-: …" in seconds.', INPUTS, default="empty")
+    ] = "",
     negative_prompt: Annotated[str | None, flag("What it must not show.", INPUTS, default="the official text")] = None,
+    start_s: Annotated[
+        str | None, flag("Where in the sound to begin: seconds or m:ss.", INPUTS, "--start", "--start-s", default="0")
+    ] = None,
+    duration_s: Annotated[
+        str | None,
+        flag("How much of it to take: seconds or m:ss.", INPUTS, "--duration", "--duration-s", default="all"),
+    ] = None,
+    vocals_path: Annotated[
+        Path | None,
+        flag("The isolated voice, which drives the lips; --audio is heard.", INPUTS, "--vocals", "--vocals-path"),
+    ] = None,
+    silence: Annotated[
+        str, flag("clean: where nobody speaks, the model hears nothing (needs silero-vad); or keep.", INPUTS)
+    ] = "keep",
     pose_video_path: Annotated[
         Path | None, flag("Video of a pose skeleton to follow, from the start of the sound.", INPUTS)
     ] = None,

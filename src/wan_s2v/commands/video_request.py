@@ -24,6 +24,7 @@ from wan_s2v.family import SPECS, VideoSpec, load_pipeline, picture_size, settle
 from wan_s2v.first_frame import stretched_size
 from wan_s2v.image import LoadedImage, load_image
 from wan_s2v.plan import GenerationOptions
+from wan_s2v.prompt_spans import read_spans
 from wan_s2v.runtime.estimate import Estimate, estimate, measure_rates
 from wan_s2v.runtime.memory import MemoryPolicy, device_budget, resident_bytes
 from wan_s2v.runtime.sizes import Work
@@ -183,6 +184,10 @@ def _require_fitting(request: VideoRequest, task: Task) -> None:
         if field.name not in _SHARED and getattr(options, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
             raise UsageError(f"{flag} is for models that hear sound; this one is for {task}. Leave it out.")
+    if len(read_spans(options.prompt)) > 1:
+        raise UsageError(
+            "A prompt with time spans is for models that hear sound, whose videos have clips. Give one text."
+        )
     if task == "i2v" and request.image is None:
         raise UsageError("Missing option '--image': this model makes a picture move. Pass the picture to start from.")
     if task == "t2v" and request.image is not None:
