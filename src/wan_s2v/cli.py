@@ -274,6 +274,23 @@ def evaluate(
 
 
 @app.command()
+def inspect(
+    file: Annotated[Path, Argument(help="A video.")],
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Show what a video says about its making: streams, tags, AIGC label, C2PA credentials, and its record."""
+    from wan_s2v.commands.inspect import print_inspection, record
+    from wan_s2v.inspection import inspect_file
+
+    found = inspect_file(file)
+    if as_json:
+        _print_json(record(found))
+    else:
+        print_inspection(_console(), found)
+
+
+@app.command()
 def styles(
     as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
 ) -> None:

@@ -26,6 +26,7 @@ from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_alig
 from wan_s2v.denoise import Guidance
 from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
+from wan_s2v.marking import CONTENT_PRODUCER, Marking
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import NEGATIVE_PROMPT
 from wan_s2v.prompt_spans import prompts_of, read_spans, unused_warnings
@@ -33,6 +34,7 @@ from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import SCHEDULERS
 from wan_s2v.sound_preparation import SILENCES, Silence, prepare_sound
 from wan_s2v.sound_span import SoundSpan, span_of
+from wan_s2v.visible_mark import mark_text
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -81,6 +83,10 @@ class GenerationOptions:
             the one before ended, and computes in 8 bits where the GPU can); "draft" for a quick look (few steps, small
             frame); or "4step" for a few-step LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is
             given beside it has priority.
+        mark: a text to draw into every frame of the file, at the lower right; "auto" for "AI generated" or "AI生成", by
+            the language of the prompt. The labels for machines are always written.
+        content_producer: who answers for the video, in its AIGC label.
+        sign_certificate, sign_key: PEM files that sign the file's C2PA content credentials (needs c2pa-python).
         enable_cpu_offload: keep only the part that works on the GPU.
         use_fp16: compute in float16 where the device can.
     Raises: UsageError for the first value that is not accepted.
@@ -113,6 +119,10 @@ class GenerationOptions:
     start_from_reference: bool = False
     timing: Timing = "aligned"
     preset: Literal["exact", "fast", "draft", "4step"] = "exact"
+    mark: str | None = None
+    content_producer: str = CONTENT_PRODUCER
+    sign_certificate: str | Path | None = None
+    sign_key: str | Path | None = None
     enable_cpu_offload: bool = False
     use_fp16: bool = False
 
@@ -147,7 +157,7 @@ class GenerationOptions:
         _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="or leave it out for the model's own")
         if self.seed is not None and self.generator is not None:
             raise UsageError("seed and generator are both given. Give one of them.")
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", "negative_prompt", "mark", "content_producer"):
             if not isinstance(getattr(self, name) or "", str):
                 kind = type(getattr(self, name)).__name__
                 raise UsageError(f"{name} is a {kind}. Give a string; one video per call.")
@@ -233,6 +243,7 @@ class GenerationPlan:
     clips: ClipPlan
     clip_prompts: tuple[str, ...]
     sampling: Sampling
+    marking: Marking
     seed: int | None
     warnings: tuple[str, ...]
 
@@ -331,9 +342,18 @@ def plan_generation(
         clips,
         clip_prompts,
         _plan_sampling(options, spec),
+        marking_of(options, framing.height, framing.width),
         seed,
         warnings,
     )
+
+
+def marking_of(options: GenerationOptions, height: int, width: int) -> Marking:
+    """How the file is marked. Raises: UsageError for what could not be drawn or signed later."""
+    visible = None if options.mark is None else mark_text(options.mark, options.prompt)
+    marking = Marking(visible, options.content_producer, options.sign_certificate, options.sign_key)
+    marking.check(height, width)
+    return marking
 
 
 def _plan_frame(picture: LoadedImage, options: GenerationOptions, spec: ModelSpec) -> Framing:

@@ -39,7 +39,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 SOUNDS = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".mp4", ".mov", ".mkv", ".webm"}
 
 _FILES = ("image", "audio", "output", "lora")
-_PATHS = ("pose_video_path", "vocals_path")  # relative to the list
+_PATHS = ("pose_video_path", "vocals_path", "sign_certificate", "sign_key")  # relative to the list
 _OF_THE_RUN = {"enable_cpu_offload", "use_fp16"}  # they decide how the one model is loaded
 _NOT_IN_JOBS = {"prompt_embeds", "negative_prompt_embeds", "generator", *_OF_THE_RUN}
 _OPTIONS = tuple(f.name for f in fields(GenerationOptions) if f.name not in _NOT_IN_JOBS)

@@ -98,6 +98,14 @@ def generation_options(
     timing: Annotated[
         str, flag("aligned, or reference: as the official program, lips 3 frames early.", CLIPS)
     ] = "aligned",
+    mark: Annotated[
+        str | None, flag('A text on every frame; auto for "AI generated" or "AI生成".', OUTPUT, default="none")
+    ] = None,
+    content_producer: Annotated[str, flag("Who answers for the video, for its AIGC label.", OUTPUT)] = "wan_s2v",
+    sign_certificate: Annotated[
+        Path | None, flag("PEM certificates, to sign C2PA content credentials.", OUTPUT, default="unsigned")
+    ] = None,
+    sign_key: Annotated[Path | None, flag("Their PEM key.", OUTPUT, default="none")] = None,
     enable_cpu_offload: Annotated[
         bool, flag("Keep only the part that works on the GPU.", MACHINE, "--enable-cpu-offload")
     ] = False,
