@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -172,9 +173,15 @@ def parse_loras(words: Sequence[str], folder: Path = Path()) -> tuple[LoRAFile, 
 
 def check_files(request: Request) -> None:
     """Raises: UsageError if the video would replace one of its own inputs."""
-    inputs = {"image": request.image, "audio": request.audio, "pose video": request.options.pose_video_path}
+    options = request.options
+    inputs = {
+        "image": request.image,
+        "audio": request.audio,
+        "vocals": options.vocals_path,
+        "pose video": options.pose_video_path,
+    }
     for name, path in inputs.items():
-        if path is not None and Path(path).absolute() == request.output.absolute():
+        if isinstance(path, str | Path) and Path(path).absolute() == request.output.absolute():
             raise UsageError(f"Output {request.output} is also the {name}. Choose another output.")
 
 
@@ -285,8 +292,8 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     name = model.choice.model
     return [
         ("model", f"{name}, the embedded model: {_EMBEDDED_NOTE}" if name == _EMBEDDED else name),
-        ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
-        *([("prompt", request.options.prompt)] if request.options.prompt else []),
+        ("inputs", f"{request.image.name} + {_sound_text(request, plan)}"),
+        *_prompt_rows(plan),
         (
             "video",
             f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
@@ -309,6 +316,26 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
         ),
         ("output", str(request.output)),
     ]
+
+
+def _sound_text(request: Request, plan: GenerationPlan) -> str:
+    """The sound, the stretch of it and what drives the lips."""
+    start = f" from {float(plan.span.start_s):g} s on" if plan.span.start_s else ""
+    vocals = request.options.vocals_path
+    voice = f", lips by {Path(vocals).name}" if isinstance(vocals, str | Path) else ""
+    return f"{request.audio.name} ({plan.waveform.duration_s:.2f} s of sound{start}{voice})"
+
+
+def _prompt_rows(plan: GenerationPlan) -> list[tuple[str, str]]:
+    """The prompt, or the prompt of each run of clips."""
+    rows, first = [], 1
+    for prompt, run in groupby(plan.clip_prompts):
+        last = first + len(list(run)) - 1
+        whole = last - first + 1 == plan.clips.num_clips
+        where = "" if whole else f" clip {first}" if first == last else f" clips {first}-{last}"
+        rows.append((f"prompt{where}", prompt))
+        first = last + 1
+    return [row for row in rows if row[1]]
 
 
 def _lora_rows(loras: Sequence[LoRAFile]) -> list[tuple[str, str]]:
