@@ -109,12 +109,12 @@ def _timed_run(
         meter.wait()
         step_ends.append(time.perf_counter())
 
-    with patch.object(wan_s2v.pipeline, "_Clock", lambda: clock):
+    with patch.object(wan_s2v.pipeline, "Clock", lambda: clock):
         clips = list(pipeline.run(plan, callback_on_step_end=on_step))
     return clips, step_ends, clock.peaks
 
 
-class _StageClock(wan_s2v.pipeline._Clock):
+class _StageClock(wan_s2v.pipeline.Clock):
     """The pipeline's own clock, made to wait for the device and to note the memory that every stage needs."""
 
     def __init__(self, meter: Meter) -> None:

@@ -18,6 +18,7 @@ from typer import Argument, Option
 
 from wan_s2v import __version__
 from wan_s2v.commands.flags import (
+    CLIPS,
     INPUTS,
     LORA,
     MACHINE,
@@ -26,6 +27,7 @@ from wan_s2v.commands.flags import (
     flag,
     generation_options,
     model_choice,
+    run_options,
     takes,
 )
 from wan_s2v.commands.official_flags import translate
@@ -49,10 +51,11 @@ app = typer.Typer(
 
 
 @app.command()
-@takes(generation_options, model_choice)
+@takes(generation_options, model_choice, run_options)
 def generate(
     options: dict[str, Any],
     choice: dict[str, Any],
+    run: dict[str, Any],
     task: Annotated[
         str | None,
         flag("s2v, t2v, i2v or ti2v: what the model must be for.", INPUTS, default="read from the model"),
@@ -94,6 +97,18 @@ def generate(
         ),
     ] = None,
     overwrite: Annotated[bool, flag("Replace an existing output.", OUTPUT)] = False,
+    redo_clip: Annotated[
+        int | None,
+        flag(
+            "Make one clip of --output anew, with --seed or --prompt of its own, and those that follow from it; "
+            "everything else is as it was.",
+            CLIPS,
+            default="none",
+        ),
+    ] = None,
+    events: Annotated[
+        Path | None, flag("Append progress to a file or pipe, as JSON lines.", OUTPUT, default="off")
+    ] = None,
     dry_run: Annotated[bool, flag("Print the plan and stop.", OUTPUT, "--dry-run")] = False,
     as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
     quiet: Annotated[bool, flag("No plan and no progress on stderr.", OUTPUT, "--quiet", "-q")] = False,
@@ -103,7 +118,6 @@ def generate(
 
     Flags of the official generate.py work as well.
     """
-    from wan_s2v.commands.progress import make_reporter
     from wan_s2v.commands.request import ModelChoice, plan_rows
     from wan_s2v.plan import GenerationOptions
     from wan_s2v.prompt_extension import extended_prompt, open_writer
@@ -113,6 +127,10 @@ def generate(
 
     console = _console(stderr=True)
     _silence_libraries()
+    if redo_clip is not None:
+        planned = _redo(redo_clip, output, options, image, audio, dry_run)
+        _finish(console, planned, plan_rows(planned), _maker(planned), {}, dry_run, as_json, quiet, events)
+        return
     found, machine, prompt = read_task(choice["model"], task), ModelChoice(**choice), options["prompt"]
     writer = None if extend_prompt is None else open_writer(extend_prompt)
 
@@ -122,7 +140,7 @@ def generate(
         )
         if found == "s2v":
             _require_none(found, guidance_scale_2=guidance_scale_2)
-            return _speech_job(settings, machine, image, audio, output, lora or [], overwrite)
+            return _speech_job(settings, machine, image, audio, output, lora or [], overwrite, run)
         _require_none(found, audio=audio, lora=lora)
         return _video_job(found, settings, machine, image, guidance_scale_2, output, overwrite)
 
@@ -133,22 +151,99 @@ def generate(
         planned, make = plan(
             map_prompts(prompt, lambda part: extended_prompt(part, writer, from_picture=image is not None))
         )
+    rows = plan_rows(planned) if found == "s2v" else _video_rows(planned)
+    rows += [("written by", f"{extend_prompt}, from: {prompt}")] if written else []
+    _finish(console, planned, rows, make, written, dry_run, as_json, quiet, events)
+
+
+@app.command()
+def replay(
+    sidecar: Annotated[Path, Argument(help="The .mp4.json beside a video.")],
+    output: Annotated[
+        Path | None, flag("The mp4 to write.", OUTPUT, "--output", "-o", default="<video>_again.mp4 beside it")
+    ] = None,
+    overwrite: Annotated[bool, flag("Replace an existing output.", OUTPUT)] = False,
+    dry_run: Annotated[bool, flag("Print the plan and stop.", OUTPUT, "--dry-run")] = False,
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    quiet: Annotated[bool, flag("No plan and no progress on stderr.", OUTPUT, "--quiet", "-q")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Make a video again from its record; inputs and weights must be the same."""
+    from wan_s2v.commands.replay import plan_replay
+    from wan_s2v.commands.request import plan_rows
+
+    console = _console(stderr=True)
+    _silence_libraries()
+    output = sidecar.with_name(f"{sidecar.name.split('.mp4')[0]}_again.mp4") if output is None else output
+    planned, notes = plan_replay(sidecar, output, overwrite=overwrite)
+    rows = [*plan_rows(planned), *(("note", note) for note in notes)]
+    _finish(console, planned, rows, _maker(planned), {}, dry_run, as_json, quiet, None)
+
+
+def _finish(
+    console: Console,
+    planned: Any,
+    rows: list[tuple[str, str]],
+    make: Callable[[Any], dict[str, Any]],
+    written: dict[str, Any],
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+    events: Path | None,
+) -> None:
+    """Show a plan and, unless it is all that was asked for, make the video.
+
+    Args:
+        written: what a language model did with the prompt.
+    """
+    from wan_s2v.commands.events import EventLog
+    from wan_s2v.commands.progress import make_reporter
+
     if not quiet:
-        rows = plan_rows(planned) if found == "s2v" else _video_rows(planned)
-        source = [("written by", f"{extend_prompt}, from: {prompt}")] if written else []
-        _print_plan(console, [*rows, *source, *(("warning", warning) for warning in planned.warnings)])
+        _print_plan(console, [*rows, *(("warning", warning) for warning in planned.warnings)])
     if dry_run:
         if as_json:
             _print_json({"status": "planned", "plan": planned.summary() | written})
         return
-    with make_reporter(console, quiet=quiet) as reporter:
+    path, plain = planned.request.output, make_reporter(console, quiet=quiet)
+    with plain if events is None else EventLog(plain, events) as reporter:
         record = make(reporter)
-    path = planned.request.output
+        if isinstance(reporter, EventLog):
+            reporter.done(path)
     if as_json:
         plan_made = planned.summary() | written
         _print_json({"status": "done", "path": str(path), "plan": plan_made, "metadata": record | written})
     else:
         _print_path(path)
+
+
+def _maker(planned: Any) -> Callable[[Any], dict[str, Any]]:
+    """What makes a planned video that follows a sound."""
+    from wan_s2v.commands.make import make_video
+    from wan_s2v.commands.request import load_pipeline
+
+    return lambda reporter: make_video(load_pipeline(planned.model, reporter), planned, reporter)
+
+
+def _redo(
+    clip: int, output: Path | None, options: dict[str, Any], image: Path | None, audio: Path | None, dry_run: bool
+) -> Any:
+    """The plan that makes one clip of a kept run anew. Raises: UsageError for flags that would change others."""
+    from wan_s2v.commands.replay import plan_redo
+    from wan_s2v.plan import GenerationOptions
+
+    if output is None:
+        raise UsageError("--redo-clip needs --output: the video whose clip is made again.")
+    plain = GenerationOptions()
+    given = [
+        name for name, value in options.items() if value != getattr(plain, name) and name not in ("seed", "prompt")
+    ]
+    given += [name for name, value in (("image", image), ("audio", audio)) if value is not None]
+    if given:
+        raise UsageError(
+            f"--redo-clip takes all but --seed and --prompt from the run; leave out --{given[0].replace('_', '-')}."
+        )
+    return plan_redo(output, clip - 1, options["seed"], options["prompt"] or None, dry_run=dry_run)
 
 
 def _require_none(task: str, **given: Any) -> None:
@@ -166,10 +261,10 @@ def _speech_job(
     output: Path | None,
     loras: list[str],
     overwrite: bool,
+    run: dict[str, Any],
 ) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
     """The plan of a video that follows a sound, and what makes it."""
-    from wan_s2v.commands.request import Request, load_pipeline, make_video, open_model, parse_loras, preview
-    from wan_s2v.video import check_output_path
+    from wan_s2v.commands.request import Request, open_model, parse_loras, preview
 
     for name, value in (("image", image), ("audio", audio)):
         if value is None:
@@ -179,11 +274,11 @@ def _speech_job(
     assert image is not None
     assert audio is not None
     output = Path(f"{image.stem}_{audio.stem}.mp4") if output is None else output
-    request = Request(image, audio, output, options, overwrite, parse_loras(loras))
-    check_output_path(output, overwrite=overwrite)
-    model = open_model(choice, options)
-    planned = preview(request, model)
-    return planned, lambda reporter: make_video(load_pipeline(model, reporter), planned, reporter)
+    growing = output.with_name(f"{output.name}.preview.mp4") if run["preview"] else None
+    kept = {name: run[name] for name in ("fresh", "keep_clips", "clip_span")}
+    request = Request(image, audio, output, options, overwrite, parse_loras(loras), preview_path=growing, **kept)
+    planned = preview(request, open_model(choice, options))
+    return planned, _maker(planned)
 
 
 def _video_job(

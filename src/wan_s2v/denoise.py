@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -43,8 +43,9 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Expert:
-    """A transformer with its per-clip constants for every pass that guidance needs."""
+    """A transformer with its per-clip constants for every pass that guidance needs; `name` is its component's."""
 
+    name: str
     transformer: WanS2VTransformer
     full: Conditioning
     text_only: Conditioning | None
@@ -61,37 +62,81 @@ class Expert:
         return guided + guidance.audio_scale * (full - text)
 
 
-def denoise(
-    latents: Tensor,
-    scheduler: Scheduler,
-    choose_expert: Callable[[float], Expert],
-    guidance: Guidance,
-    step_cache: StepCache,
-    on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
-    attempt: Callable[[Callable[[], Any]], Any] = lambda work: work(),
-) -> Tensor:
-    """Run all steps of one clip.
+@dataclass
+class Denoising:
+    """One clip on its way from noise to latents; whole after every step, so that it can be kept and gone on with.
 
     Args:
-        latents: (1, C, F, h, w) float32 noise.
+        latents: (1, C, F, h, w) float32: noise at first.
+        step: the next one to do.
+        denoised: as the last step takes the latents to be in the end.
+    """
+
+    latents: Tensor
+    scheduler: Scheduler
+    step_cache: StepCache
+    step: int = 0
+    denoised: Tensor | None = None
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.scheduler.timesteps)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the steps so far have left, as plain values, lists and tensors."""
+        solver = {name: value for name in _SOLVER_STATE if (value := getattr(self.scheduler, name, None)) is not None}
+        return {"latents": self.latents, "step": self.step, "solver": solver, "step_cache": self.step_cache.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where another one stood whose `state` this is; the number of steps and the solver are the same."""
+        self.latents, self.step = state["latents"], state["step"]
+        for name, value in state["solver"].items():
+            setattr(self.scheduler, name, value)
+        self.step_cache.restore(state["step_cache"])
+
+
+# What diffusers' multi-step solvers keep from one step to the next.
+_SOLVER_STATE: Final = (
+    "_step_index",
+    "model_outputs",
+    "timestep_list",
+    "lower_order_nums",
+    "this_order",
+    "last_sample",
+)
+
+
+def denoise(
+    clip: Denoising,
+    choose_expert: Callable[[float], Expert],
+    guidance: Guidance,
+    on_step: Callable[[int, Tensor], None] | None = None,
+    attempt: Callable[[Callable[[], Any]], Any] = lambda work: work(),
+) -> Tensor:
+    """Run the steps of one clip that are still to be done.
+
+    Args:
         choose_expert: the expert for a timestep.
-        step_cache: a new one, which may spare some of the predictions.
-        on_step: called with step, timestep and latents after each step; may return replacement latents.
+        on_step: called with step and timestep after each step; may put other latents into `clip`.
         attempt: does a part of a step that takes much memory, again if it must; nothing has changed in between.
+    Returns: (1, C, F, h, w) float32.
     Raises: NumericsError at the first step whose prediction or latents are not finite.
     """
-    count = len(scheduler.timesteps)
-    for step, timestep in enumerate(scheduler.timesteps):
+    scheduler, count = clip.scheduler, clip.num_steps
+    for step in range(clip.step, count):
+        timestep, latents = scheduler.timesteps[step], clip.latents
         choose = partial(choose_expert, float(timestep))
         predict = partial(_predict, choose, latents, timestep.reshape(1), guidance)
-        sigma, transformer = float(scheduler.sigmas[step]), attempt(choose).transformer
-        noise_pred = step_cache.predict(step, sigma, latents, transformer, partial(attempt, predict))
+        sigma, expert = float(scheduler.sigmas[step]), attempt(choose).name
+        noise_pred = clip.step_cache.predict(step, sigma, latents, expert, partial(attempt, predict))
         check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
         check_finite(latents, "the latents", step, count, timestep)
-        replacement = on_step(step, timestep, latents) if on_step else None
-        latents = latents if replacement is None else replacement
-    return latents
+        clip.denoised = clip.latents - sigma * noise_pred
+        clip.latents, clip.step = latents, step + 1
+        if on_step is not None:
+            on_step(step, timestep)
+    return clip.latents
 
 
 def _predict(choose: Callable[[], Expert], latents: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:

@@ -55,6 +55,12 @@ class OutputError(WanS2VError):
     """The result could not be written, or what was written is not what was asked for."""
 
 
+class RunStoppedError(WanS2VError):
+    """A run was asked to stop, and what it has done is kept."""
+
+    exit_code = 130
+
+
 class NumericsError(WanS2VError):
     """Latents or pixels became NaN or infinite."""
 

@@ -103,7 +103,7 @@ class Experts:
                 assert job.negative_prompt_embeds is not None
                 negative = self._text(name, True, transformer, "", job.negative_prompt_embeds)
                 neither = Conditioning(scene, negative, silence)
-        return Expert(transformer, full, text_only, neither)
+        return Expert(name, transformer, full, text_only, neither)
 
     def _scene(self, transformer: WanS2VTransformer) -> Scene:
         motion = self.job.motion_latents if self.clip.has_motion else None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,9 @@ from wan_s2v import __version__
 from wan_s2v.audio import MODEL_SAMPLE_RATE
 from wan_s2v.audio_features import AudioFeatures, aligned_feature_indices, feature_indices
 from wan_s2v.clips import Clip
-from wan_s2v.denoise import denoise
+from wan_s2v.clock import Clock
+from wan_s2v.components import check_components, model_spec
+from wan_s2v.denoise import Denoising, denoise
 from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framing
 from wan_s2v.interpolation import FrameInterpolator
@@ -33,25 +34,24 @@ from wan_s2v.memory_planning import MemoryPlanning, starting_device
 from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.attention import chosen_backends
 from wan_s2v.ops.dispatch import kernel_problem
+from wan_s2v.partial_run import FinishedClip, PartialRun
 from wan_s2v.plan import (
     AudioSource,
     GenerationOptions,
     GenerationPlan,
     ImageSource,
-    ModelSpec,
     negative_prompt_of,
     plan_generation,
 )
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
-from wan_s2v.result import OutputType, S2VClip, S2VOutput
+from wan_s2v.result import OutputType, S2VClip, S2VOutput, as_output, as_tensor, joined
 from wan_s2v.runtime.apply import apply_preset
 from wan_s2v.runtime.offload import Placement
 from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
 from wan_s2v.runtime.quantization import is_quantized
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.schedulers import make_scheduler
-from wan_s2v.video import to_uint8
 from wan_s2v.weights import load_components
 from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 
@@ -87,7 +87,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
     ) -> None:
         super().__init__()
         spec = model_spec(transformer.config, vae.config, sampling_defaults)
-        _check_components(transformer, vae, audio_encoder, text_encoder)
+        check_components(transformer, vae, audio_encoder, text_encoder)
         if (transformer_2 is None) != (boundary_ratio is None):
             raise CheckpointError("Two experts need a boundary_ratio, one transformer has none. Give both or neither.")
         self.register_modules(
@@ -164,7 +164,8 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
             audio_path: file with sound, or (waveform, sample rate).
             image_path: file, PIL image or (H, W, 3) array.
             output_type: "uint8", "pt" (float32 in [-1, 1]) or "latent".
-            callback_on_step_end: as in diffusers: called with (pipeline, step, timestep, {"latents": …}).
+            callback_on_step_end: as in diffusers: called with (pipeline, step, timestep, {"latents": …}); beside them
+                lie `denoised`, the latents as the step takes them to be in the end, and `reference_latents`.
             options: see `GenerationOptions`.
         """
         plan = self.plan(audio_path, image_path, **options)
@@ -178,7 +179,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         metadata["seconds"] = {stage: round(spent, 3) for stage, spent in seconds.items()}
         metadata["seconds"]["total"] = round(time.perf_counter() - started, 3)
         metadata["num_predictions"] = sum(clip.num_predictions for clip in clips)
-        frames = _join([clip.frames for clip in clips], axis=1 if output_type == "latent" else 0)
+        frames = joined([clip.frames for clip in clips], axis=1 if output_type == "latent" else 0)
         sound = plan.waveform.padded_or_cut(float(plan.clips.duration)).samples
         return S2VOutput(frames, float(plan.clips.fps), sound, MODEL_SAMPLE_RATE, metadata, plan)
 
@@ -227,13 +228,19 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         *,
         output_type: OutputType = "uint8",
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None = None,
+        partial_run: PartialRun | None = None,
     ) -> Iterator[S2VClip]:
-        """Make every clip of a plan."""
+        """Make every clip of a plan.
+
+        Args:
+            partial_run: keeps what is finished, and gives what an earlier run of the same plan has kept.
+        Raises: RunStoppedError where `partial_run` was told to stop.
+        """
         if output_type not in ("uint8", "pt", "latent"):
             raise UsageError(f"output_type={output_type!r} is not accepted. Choose uint8, pt or latent.")
         self._settle(plan)
         with Placement(self._models(), self._device(plan), self._plan_memory(plan)) as placement:
-            yield from self._make_clips(plan, placement, output_type, callback_on_step_end)
+            yield from self._make_clips(plan, placement, output_type, callback_on_step_end, partial_run)
             self._note_peak(placement)
 
     def _make_clips(
@@ -242,16 +249,20 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         placement: Placement,
         output_type: OutputType,
         callback_on_step_end: Callable[..., dict[str, Any] | None] | None,
+        partial_run: PartialRun | None,
     ) -> Iterator[S2VClip]:
-        clock = _Clock()
+        clock = Clock()
         job = self._prepare_job(plan, placement, clock)
         interpolator = FrameInterpolator(plan.clips.model_fps, plan.clips.fps, num_frames=plan.clips.num_frames)
         pixels: Tensor | None = None
         for clip in plan.clips.clips:
+            kept = None if partial_run is None else partial_run.clip(clip.index)
             if pixels is not None:  # of the clip before, which its receiver already has
-                self._hand_over(job, pixels, clock)
+                self._hand_over(job, pixels, clock, kept)
                 pixels = None  # a gigabyte at 1280x704, which the steps need not find taken
-            latents, num_predictions = self._denoise_clip(job, clip, clock, callback_on_step_end)
+            if kept is None:
+                kept = self._denoise_clip(job, clip, clock, callback_on_step_end, partial_run)
+            latents, num_predictions = kept.latents.to(placement.device), kept.num_predictions
             is_last = clip is plan.clips.clips[-1]
             if output_type != "latent" or not is_last:
                 pixels = self._decode_clip(job, clip, latents, clock)
@@ -259,13 +270,13 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
                 yield S2VClip(clip, latents[0].cpu(), clock.take(), num_predictions)
                 continue
             with clock("interpolate"):
-                frames = interpolator.push(_to_output(pixels, output_type))
+                frames = interpolator.push(as_output(pixels, output_type))
                 if is_last:
                     frames = np.concatenate((frames, interpolator.finish()))
-            finished = _as_tensor(frames) if output_type == "pt" else frames
+            finished = as_tensor(frames) if output_type == "pt" else frames
             yield S2VClip(clip, finished, clock.take(), num_predictions)
 
-    def _prepare_job(self, plan: GenerationPlan, placement: Placement, clock: _Clock) -> Job:
+    def _prepare_job(self, plan: GenerationPlan, placement: Placement, clock: Clock) -> Job:
         """Encode what all clips share: prompt, picture, sound, pose."""
         device, options = placement.device, plan.options
         needs_negative = plan.sampling.guidance.needs_neither
@@ -308,9 +319,13 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         )
 
     def _denoise_clip(
-        self, job: Job, clip: Clip, clock: _Clock, callback: Callable[..., dict[str, Any] | None] | None
-    ) -> tuple[Tensor, int]:
-        """(1, C, F, h, w) float32 latents of one clip, and the steps that were computed for them."""
+        self,
+        job: Job,
+        clip: Clip,
+        clock: Clock,
+        callback: Callable[..., dict[str, Any] | None] | None,
+        partial_run: PartialRun | None,
+    ) -> FinishedClip:
         plan = job.plan
         with clock("audio"):
             audio_features = self._audio_features(job, clip)
@@ -318,28 +333,50 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         if job.pose is not None:
             with clock("encode"):
                 pose_latents = self._pose_latents(job, clip)
-        sampling = plan.sampling
-        scheduler = make_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.flow_shift, job.device)
-        latents = self._noise(job, clip)
         experts = Experts(self.config.boundary_ratio, job, clip, audio_features, pose_latents)
-        count = len(scheduler.timesteps)
-        step_cache = StepCache(sampling.step_cache, count)
+        denoising = self._start(job, clip, partial_run)
+        count, reference = denoising.num_steps, job.reference_latents
 
-        def on_step(step: int, timestep: Tensor, latents: Tensor) -> Tensor | None:
+        def on_step(step: int, timestep: Tensor) -> None:
             bar.update()
-            if callback is None:
-                return None
-            return (callback(self, step, timestep, {"latents": latents}) or {}).get("latents")
+            if callback is not None:
+                seen = {"latents": denoising.latents, "denoised": denoising.denoised, "reference_latents": reference}
+                changed = callback(self, step, timestep, seen) or {}
+                denoising.latents = changed.get("latents", denoising.latents)
+            if partial_run is not None and denoising.step < count:
+                partial_run.after_step(clip.index, denoising.step, denoising.state)
 
         def attempt(work: Callable[[], Any]) -> Any:
             return self._attempt(job.placement, "denoise", work, experts.forget)
 
+        guidance = plan.sampling.guidance
         with clock("denoise"), torch.no_grad(), self.progress_bar(total=count) as bar:
             bar.set_description(f"clip {clip.index + 1}/{plan.clips.num_clips}")
-            latents = denoise(latents, scheduler, experts.choose, sampling.guidance, step_cache, on_step, attempt)
-        return latents, step_cache.num_computed
+            bar.update(denoising.step)
+            try:
+                denoise(denoising, experts.choose, guidance, on_step, attempt)
+            except torch.OutOfMemoryError:
+                if partial_run is not None and denoising.step:
+                    partial_run.keep_steps(clip.index, denoising.state())
+                raise
+        motion = job.motion_latents if clip.has_motion else None
+        made = FinishedClip(denoising.latents, motion, denoising.step_cache.num_computed, dict(clock.seconds))
+        if partial_run is not None:
+            partial_run.keep_clip(clip.index, made)
+        return made
 
-    def _decode_clip(self, job: Job, clip: Clip, latents: Tensor, clock: _Clock) -> Tensor:
+    def _start(self, job: Job, clip: Clip, partial_run: PartialRun | None) -> Denoising:
+        """A clip before its first step, or after the last one that was kept."""
+        sampling = job.plan.sampling
+        scheduler = make_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.flow_shift, job.device)
+        step_cache = StepCache(sampling.step_cache, len(scheduler.timesteps))
+        denoising = Denoising(self._noise(job, clip), scheduler, step_cache)
+        state = None if partial_run is None else partial_run.steps(clip.index, job.device)
+        if state is not None:
+            denoising.restore(state)
+        return denoising
+
+    def _decode_clip(self, job: Job, clip: Clip, latents: Tensor, clock: Clock) -> Tensor:
         """(3, kept frames, H, W) float32 pixels."""
 
         def decode() -> Tensor:
@@ -381,14 +418,21 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         self._fallbacks.append(f"The VAE left the range of float16 ({stage}); it computes in float32 now.")
         return self._attempt(placement, stage, work, forget)
 
-    def _hand_over(self, job: Job, pixels: Tensor, clock: _Clock) -> None:
-        """Show the next clip the last frames, as float pixels: nothing is lost on the way."""
+    def _hand_over(self, job: Job, pixels: Tensor, clock: Clock, kept: FinishedClip | None) -> None:
+        """Show the next clip the last frames, as float pixels: nothing is lost on the way.
+
+        Args:
+            kept: the next clip, if it was made before.
+        """
         count = self.spec.motion_frames
         with clock("encode"):
             if pixels.shape[1] < count:
                 pixels = torch.cat((job.history.to(pixels.device), pixels), dim=1)
             recent = pixels[:, -count:]
-            job.motion_latents = self._encode(job.placement, recent)
+            if kept is None or kept.motion_latents is None:
+                job.motion_latents = self._encode(job.placement, recent)
+            else:
+                job.motion_latents = kept.motion_latents.to(job.device)
             job.history = recent.cpu()
 
     def _audio_features(self, job: Job, clip: Clip) -> Tensor:
@@ -420,8 +464,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         shape = (channels, clip.num_latent_frames, height, width)
         generator = job.plan.options.generator
         if generator is None:
-            assert job.plan.seed is not None
-            generator = torch.Generator(job.device).manual_seed(job.plan.seed + clip.index)
+            generator = torch.Generator(job.device).manual_seed(job.plan.clip_seeds[clip.index])
         noise = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
         return noise.to(job.device, self.transformer.dtype).float()[None]
 
@@ -458,55 +501,6 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
             apply_preset(model, self.adapters.get(name), options.preset, device)
 
 
-class _Clock:
-    """Seconds per stage since the last `take`."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - started
-
-    def take(self) -> dict[str, float]:
-        seconds, self.seconds = self.seconds, {}
-        return seconds
-
-
-def model_spec(transformer: Any, vae: Any, sampling_defaults: dict[str, Any] | None) -> ModelSpec:
-    """The spec of a model from its two configurations."""
-    stride = vae.get("scale_factor_spatial") or 8
-    patch = max(transformer["patch_size"][1:])
-    return ModelSpec(size_multiple=stride * patch, **(sampling_defaults or {}))
-
-
-def _check_components(
-    transformer: WanS2VTransformer,
-    vae: AutoencoderKLWan,
-    audio_encoder: Wav2Vec2Model,
-    text_encoder: UMT5EncoderModel | None,
-) -> None:
-    """Raises: CheckpointError where parts of different models meet."""
-    config = transformer.config
-    pairs = [
-        ("the VAE's latent channels", vae.config.z_dim, "in_channels", config.in_channels),
-        ("the speech encoder's width", audio_encoder.config.hidden_size, "audio_dim", config.audio_dim),
-        ("its hidden states", audio_encoder.config.num_hidden_layers + 1, "num_audio_layers", config.num_audio_layers),
-    ]
-    if text_encoder is not None:
-        pairs.append(("the text encoder's width", text_encoder.config.d_model, "text_dim", config.text_dim))
-    for what, found, name, wanted in pairs:
-        if found != wanted:
-            raise CheckpointError(
-                f"{what[0].upper()}{what[1:]}: {found}; the transformer's {name}: {wanted}. "
-                "These files belong to different models. Use the parts of one checkpoint."
-            )
-
-
 def _pose_framing(pose: PoseVideo, framing: Framing) -> Framing:
     """The pose video's way into the frame, by the same rule as the picture's."""
     size = (pose.height, pose.width)
@@ -525,20 +519,3 @@ def _single_prompt(given: Tensor | list[Tensor], width: int) -> Tensor:
             f"Accepted: one prompt as (L, {width}) or (1, L, {width})."
         )
     return embeds
-
-
-def _to_output(pixels: Tensor, output_type: OutputType) -> np.ndarray:
-    """(T, H, W, 3) uint8, or float32 for "pt"."""
-    if output_type == "uint8":
-        return to_uint8(pixels)
-    return pixels.permute(1, 2, 3, 0).float().cpu().numpy()
-
-
-def _as_tensor(frames: np.ndarray) -> Tensor:
-    return torch.from_numpy(frames).permute(0, 3, 1, 2)
-
-
-def _join(parts: list[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
-    if isinstance(parts[0], np.ndarray):
-        return np.concatenate([np.asarray(part) for part in parts], axis)
-    return torch.cat([torch.as_tensor(part) for part in parts], axis)

@@ -229,7 +229,7 @@ class GenerationPlan:
         waveform: what is heard, before silence is added.
         driving: what the model hears.
         audio_source, span: where the file's sound track is taken from.
-        clip_prompts: the prompt of each clip.
+        clip_prompts, clip_seeds: the prompt of each clip, and the seed of its noise; no seeds beside a generator.
     """
 
     options: GenerationOptions
@@ -242,6 +242,7 @@ class GenerationPlan:
     framing: Framing
     clips: ClipPlan
     clip_prompts: tuple[str, ...]
+    clip_seeds: tuple[int, ...]
     sampling: Sampling
     marking: Marking
     seed: int | None
@@ -294,6 +295,7 @@ class GenerationPlan:
             "scheduler": self.sampling.scheduler,
             "step_cache": self.sampling.step_cache,
             "seed": self.seed,
+            "clip_seeds": list(self.clip_seeds),
             "clip_prompts": list(self.clip_prompts),
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
             "warnings": list(self.warnings),
@@ -341,6 +343,7 @@ def plan_generation(
         framing,
         clips,
         clip_prompts,
+        () if seed is None else tuple(seed + clip.index for clip in clips.clips),
         _plan_sampling(options, spec),
         marking_of(options, framing.height, framing.width),
         seed,

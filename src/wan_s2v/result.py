@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from wan_s2v.clips import Clip
 from wan_s2v.errors import UsageError
 from wan_s2v.plan import GenerationPlan
-from wan_s2v.video import VideoWriter
+from wan_s2v.video import VideoWriter, to_uint8
 
 OutputType = Literal["uint8", "pt", "latent"]
 
@@ -71,7 +72,9 @@ def writable_frames(plan: GenerationPlan) -> int:
     return max(1, min(plan.clips.num_frames, int(plan.waveform.duration_s * plan.clips.fps)))
 
 
-def open_writer(path: str | Path, plan: GenerationPlan, metadata: dict[str, Any]) -> VideoWriter:
+def open_writer(
+    path: str | Path, plan: GenerationPlan, metadata: dict[str, Any], temporary: Path | None = None
+) -> VideoWriter:
     """A writer for the plan's size, rate and sound, which labels and marks the file as AI-generated."""
     tags = {"comment": f"AI-generated video (wan_s2v {metadata['version']}, seed {plan.seed})"}
     return VideoWriter(
@@ -83,4 +86,22 @@ def open_writer(path: str | Path, plan: GenerationPlan, metadata: dict[str, Any]
         span=plan.span,
         metadata=tags,
         marking=plan.marking,
+        temporary=temporary,
     )
+
+
+def as_output(pixels: Tensor, output_type: OutputType) -> np.ndarray:
+    """(T, H, W, 3) uint8, or float32 for "pt"."""
+    if output_type == "uint8":
+        return to_uint8(pixels)
+    return pixels.permute(1, 2, 3, 0).float().cpu().numpy()
+
+
+def as_tensor(frames: np.ndarray) -> Tensor:
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def joined(parts: list[np.ndarray | Tensor], axis: int) -> np.ndarray | Tensor:
+    if isinstance(parts[0], np.ndarray):
+        return np.concatenate([np.asarray(part) for part in parts], axis)
+    return torch.cat([torch.as_tensor(part) for part in parts], axis)

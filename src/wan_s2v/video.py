@@ -203,6 +203,7 @@ class VideoWriter:
         span: the stretch of the sound to take.
         metadata: tags out of `MP4_TAGS`.
         marking: labels of the file, its signature, and the mark on its frames.
+        temporary: where the file lies until it is whole, on the same disk; None for a random name beside it.
     Raises: UsageError for a path, size, rate or tag that is not accepted; AudioError if the sound cannot be read;
         OutputError, here or later, if the result cannot be written.
     """
@@ -218,6 +219,7 @@ class VideoWriter:
         span: SoundSpan = WHOLE,
         metadata: dict[str, str] | None = None,
         marking: Marking | None = None,
+        temporary: Path | None = None,
     ) -> None:
         unknown = [tag for tag in metadata or {} if tag not in MP4_TAGS]
         if height % 2 or width % 2 or min(height, width) < 16:
@@ -231,7 +233,7 @@ class VideoWriter:
         self._num_frames, self._marking = 0, marking
         self._mark = None if marking is None else marking.mark_for(height, width)
         self._sound = None if audio is None else SoundSource(audio, span)
-        self._temporary = _create_temporary(self._path)
+        self._temporary = _create_temporary(self._path) if temporary is None else temporary
         try:
             # The second flag keeps tags that mp4 does not know, such as AIGC.
             flags = {"movflags": "+faststart" if marking is None else "+faststart+use_metadata_tags"}

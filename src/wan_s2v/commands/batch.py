@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_type_hints
 from rich.console import Console
 from rich.table import Table
 
+from wan_s2v.commands.make import make_video
 from wan_s2v.commands.progress import Reporter, duration_text
 from wan_s2v.commands.request import (
     OpenedModel,
@@ -24,7 +25,6 @@ from wan_s2v.commands.request import (
     check_files,
     is_out_of_memory,
     load_pipeline,
-    make_video,
     out_of_memory_message,
     parse_loras,
     preview,

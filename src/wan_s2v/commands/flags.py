@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from wan_s2v.errors import UsageError
 from wan_s2v.experts import settled_boundary
 
 PANELS = INPUTS, VIDEO, SAMPLING, CLIPS, MACHINE, OUTPUT = (
@@ -135,6 +136,35 @@ def model_choice(
     """The flags that say which model runs where, as fields of `ModelChoice`."""
     values = dict(locals())
     return values | {"boundary_ratio": settled_boundary(boundary_ratio, values.pop("boundary_snr"))}
+
+
+def run_options(
+    clips: Annotated[
+        str | None,
+        flag("Show only these, such as 3-5; those before are made if they are not there.", CLIPS, default="all"),
+    ] = None,
+    keep_clips: Annotated[
+        bool, flag("Leave finished clips in <output>.partial/, for --redo-clip.", OUTPUT, "--keep-clips")
+    ] = False,
+    fresh: Annotated[
+        bool, flag("Begin anew although <output>.partial/ could be gone on with.", OUTPUT, "--fresh")
+    ] = False,
+    preview: Annotated[
+        bool, flag("Write <output>.preview.mp4, which grows, and a .png of every step.", OUTPUT, "--preview")
+    ] = False,
+) -> dict[str, Any]:
+    """The flags about the run itself."""
+    return {"clip_span": clip_span(clips), "keep_clips": keep_clips, "fresh": fresh, "preview": preview}
+
+
+def clip_span(text: str | None) -> tuple[int, int] | None:
+    """First and last clip, from 0, of "3" or "3-5". Raises: UsageError for anything else."""
+    if text is None:
+        return None
+    first, dash, last = text.partition("-")
+    if not first.strip().isdecimal() or (dash and not last.strip().isdecimal()):
+        raise UsageError(f"--clips {text!r} is not a clip or a span of clips. Give a number, or two, such as 3-5.")
+    return int(first) - 1, int(last if dash else first) - 1
 
 
 LORA: Any = flag(

@@ -32,6 +32,9 @@ class Reporter(Protocol):
     def clip_written(self) -> None:
         """The frames of a clip are with the encoder."""
 
+    def note(self, text: str) -> None:
+        """A line about something that happened."""
+
 
 def make_reporter(console: Console, *, quiet: bool) -> Reporter:
     """The reporter that fits the place where stderr goes."""
@@ -74,6 +77,9 @@ class _Silent:
     def clip_written(self) -> None:
         pass
 
+    def note(self, text: str) -> None:
+        pass
+
 
 class _Lines(_Silent):
     """One line per component and per clip."""
@@ -87,6 +93,9 @@ class _Lines(_Silent):
 
     def start(self, num_clips: int, num_inference_steps: int, decode_share: float) -> None:
         self._clips, self._done, self._started = num_clips, 0, time.perf_counter()
+
+    def note(self, text: str) -> None:
+        self._console.print(text)
 
     def clip_written(self) -> None:
         self._done += 1
@@ -138,6 +147,9 @@ class _Live(_Silent):
         self._clip, self._step = self._clip + 1, 0
         following = f"clip {self._clip + 1} of {self._clips}, denoising"
         self._show("writing the file" if self._clip == self._clips else following, self._per_decode)
+
+    def note(self, text: str) -> None:
+        self._progress.console.print(text)
 
     def _show(self, description: str, advance: float) -> None:
         assert self._task is not None

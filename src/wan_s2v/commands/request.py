@@ -6,7 +6,6 @@ The commands for one video and for many share these steps. Nothing in here print
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
@@ -16,10 +15,12 @@ from typing import Any
 import torch
 
 from wan_s2v.commands.progress import Reporter, duration_text, size_text
+from wan_s2v.commands.resume import as_kept, check_clip_span, check_same_run, run_identity
+from wan_s2v.components import model_spec
 from wan_s2v.errors import UsageError
-from wan_s2v.pipeline import WanS2VPipeline, model_spec
+from wan_s2v.partial_run import PartialRun
+from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
-from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
 from wan_s2v.runtime.heap import keep_freed_memory
 from wan_s2v.runtime.lora import branch_bytes
@@ -28,7 +29,7 @@ from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
 from wan_s2v.runtime.quantization import can_compute_in_eight_bits
 from wan_s2v.runtime.sizes import BlocksRun, ModelSizes, PackedSize, how_blocks_run
 from wan_s2v.video import check_output_path
-from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
+from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint, fingerprint
 from wan_s2v.weights.lora import LoRAFile, check_lora
 
 _GIB = 2**30
@@ -58,6 +59,7 @@ class OpenedModel:
         offload: whether it was asked that parts are brought there only to work.
         rates: measured on the device.
         notes: what is other than asked for.
+        weights: ids of the components' weights.
         program_bytes: main memory that the program itself takes, measured before the model is loaded; 0 where a GPU
             computes, whose memory it does not take.
     """
@@ -70,6 +72,7 @@ class OpenedModel:
     offload: bool
     rates: Rates
     notes: tuple[str, ...]
+    weights: dict[str, str]
     program_bytes: int = 0
 
     @property
@@ -94,7 +97,14 @@ class Machine:
 
 @dataclass(frozen=True)
 class Request:
-    """The inputs, the output and the options of one video."""
+    """The inputs, the output and the options of one video.
+
+    Args:
+        fresh: whether what an earlier run has kept is thrown away.
+        keep_clips: whether finished clips stay beside the video, so that one of them can be made again.
+        clip_span: first and last clip of those that the video shall show, from 0; None for all.
+        preview_path: a film that grows by every clip, with a picture of every step beside it.
+    """
 
     image: Path
     audio: Path
@@ -102,11 +112,20 @@ class Request:
     options: GenerationOptions
     overwrite: bool = False
     loras: tuple[LoRAFile, ...] = ()
+    fresh: bool = False
+    keep_clips: bool = False
+    clip_span: tuple[int, int] | None = None
+    preview_path: Path | None = None
 
 
 @dataclass(frozen=True)
 class Preview:
-    """What is going to happen, and what it will take."""
+    """What is going to happen, and what it will take.
+
+    Args:
+        partial_run: where finished clips are kept, and may be from an earlier run.
+        num_kept: clips that are finished already.
+    """
 
     request: Request
     plan: GenerationPlan
@@ -115,6 +134,8 @@ class Preview:
     estimate: Estimate
     free_bytes: int | None
     warnings: tuple[str, ...]
+    partial_run: PartialRun
+    num_kept: int = 0
 
     def summary(self) -> dict[str, Any]:
         """The plan with place, precision and estimates, as plain numbers and strings."""
@@ -156,7 +177,10 @@ def open_model(choice: ModelChoice, options: GenerationOptions) -> OpenedModel:
     sizes = replace(sizes, vae_dtype=vae_dtype(sizes.vae_dtype, dtype, device))
     rates = measure_rates(device, dtype, sizes)
     program_bytes = resident_bytes() if device.type == "cpu" else 0
-    return OpenedModel(choice, spec, sizes, device, dtype, offload, rates, (note,) if note else (), program_bytes)
+    notes = (note,) if note else ()
+    return OpenedModel(
+        choice, spec, sizes, device, dtype, offload, rates, notes, fingerprint(checkpoint), program_bytes
+    )
 
 
 def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
@@ -217,11 +241,21 @@ def preview(request: Request, model: OpenedModel, machine: Machine | None = None
         whatever would make the run fail later.
     """
     check_files(request)
-    check_output_path(request.output, overwrite=request.overwrite)
+    partial_run = PartialRun.beside(request.output)
+    kept = None if request.fresh else partial_run.read_run()
+    check_output_path(request.output, overwrite=request.overwrite or (kept is not None and not kept["finished"]))
     options = replace(request.options, enable_cpu_offload=model.offload)
+    if kept is not None and options.seed is None:  # a random one was drawn when it began
+        options = replace(options, seed=kept["seed"])
     notes = [note for lora in request.loras for note in check_lora(lora, model.sizes.config)]
     active = any(lora.weight for lora in request.loras)
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
+    num_kept = 0
+    if kept is not None:
+        plan = as_kept(plan, kept)
+        check_same_run(kept, run_identity(request, plan, model), partial_run)
+        num_kept = len(list(partial_run.finished_clips()))
+    check_clip_span(request, plan)
     machine = find_machine(model) if machine is None else machine
     free = machine.free_bytes
     least: Offload = "model" if model.offload else "none"
@@ -235,7 +269,7 @@ def preview(request: Request, model: OpenedModel, machine: Machine | None = None
     needed = estimate(sizes, plan.work, dtype, model.rates, policy)
     needed = replace(needed, peak_bytes=needed.peak_bytes + model.program_bytes)
     warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
-    return Preview(request, plan, model, policy, needed, free, warnings)
+    return Preview(request, plan, model, policy, needed, free, warnings, partial_run, num_kept)
 
 
 def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
@@ -255,50 +289,6 @@ def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
         pipeline.compute_on(torch.device("cuda", torch.cuda.current_device()))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
-
-
-def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) -> dict[str, Any]:
-    """Make and write one video, clip by clip; on failure no file is left.
-
-    Returns: the record of the run: versions, plan, warnings and seconds per stage.
-    """
-    plan, output = wanted.plan, wanted.request.output
-    started = time.perf_counter()
-    use_loras(pipeline, wanted.request.loras)
-    needed = wanted.estimate
-    reporter.start(plan.clips.num_clips, plan.sampling.num_inference_steps, needed.vae_seconds / needed.seconds)
-    remaining = writable_frames(plan)
-    seconds: dict[str, float] = {}
-    with open_writer(output, plan, pipeline.describe(plan)) as writer:
-        for clip in pipeline.run(plan, callback_on_step_end=reporter.step):
-            assert not isinstance(clip.frames, torch.Tensor)
-            writer.write(clip.frames[:remaining])
-            remaining -= min(remaining, len(clip.frames))
-            for stage, spent in clip.seconds.items():
-                seconds[stage] = seconds.get(stage, 0.0) + spent
-            reporter.clip_written()
-            if not remaining:
-                break
-    seconds["total"] = time.perf_counter() - started
-    record = pipeline.describe(plan)
-    record["warnings"] = list(dict.fromkeys([*wanted.warnings, *record["warnings"]]))
-    return record | {"seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}}
-
-
-def use_loras(pipeline: WanS2VPipeline, loras: Sequence[LoRAFile]) -> None:
-    """Have exactly these on every expert; those read for a video before stay in main memory.
-
-    Raises: CheckpointError for what a header does not show, such as NaN.
-    """
-    pipeline.set_adapters([])
-    experts = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name) is not None]
-    for expert in experts:
-        loaded = pipeline.adapters[expert].loras if expert in pipeline.adapters else {}
-        for lora in loras:
-            if str(lora.path) not in loaded:
-                second = expert == "transformer_2"
-                pipeline.load_lora_weights(lora.path, str(lora.path), weight=0, load_into_transformer_2=second)
-    pipeline.set_adapters([str(lora.path) for lora in loras], [lora.weight for lora in loras])
 
 
 def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
@@ -324,7 +314,8 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
             f"{float(clips.duration):.2f} s",
         ),
         ("picture", plan.framing.description),
-        ("clips", f"{clips.num_clips} of {frames} frames at {clips.model_fps} fps"),
+        ("clips", f"{clips.num_clips} of {frames} frames at {clips.model_fps} fps{_span_text(request)}"),
+        *([("goes on", f"{wanted.num_kept} of {clips.num_clips} clips are finished")] if wanted.num_kept else []),
         (
             "sampling",
             f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
@@ -340,6 +331,13 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
         ),
         ("output", str(request.output)),
     ]
+
+
+def _span_text(request: Request) -> str:
+    if request.clip_span is None:
+        return ""
+    first, last = request.clip_span
+    return f"; shown: {first + 1}" + (f" to {last + 1}" if last > first else "")
 
 
 def _sound_text(request: Request, plan: GenerationPlan) -> str:

@@ -48,6 +48,15 @@ def chosen_backends() -> dict[str, str]:
     return {f"{device}, {str(dtype).removeprefix('torch.')}, {d}": name for (device, dtype, d), name in _chosen.items()}
 
 
+def choose_backends(names: dict[str, str]) -> None:
+    """Have long attentions run on what `chosen_backends` told of another process, if it is here."""
+    present = _present()
+    for kind, name in names.items():
+        device, dtype, d = kind.split(", ")
+        if name in present:
+            _chosen[device, getattr(torch, dtype), int(d)] = name
+
+
 def fastest(
     candidates: dict[str, _Backend],
     q: Tensor,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -38,25 +39,25 @@ class StepCache:
     def __init__(self, threshold: float, num_steps: int) -> None:
         self.threshold, self.num_steps = threshold, num_steps
         self.num_computed = 0
-        self._model: object = None
+        self._model: str | None = None
         self._past: list[_Computed] = []
         self._rate = 0.0  # change of the prediction per change of the latents
         self._change = 0.0  # since the last computed step, estimated
         self._latents: Tensor | None = None
 
-    def predict(self, step: int, sigma: float, latents: Tensor, model: object, compute: Callable[[], Tensor]) -> Tensor:
+    def predict(self, step: int, sigma: float, latents: Tensor, model: str, compute: Callable[[], Tensor]) -> Tensor:
         """The prediction of a step, float32.
 
         Args:
             step: 0 … num_steps - 1, in order.
             sigma: noise level of `latents`.
-            model: what predicts; another one has another past.
+            model: name of what predicts; another one has another past.
             compute: makes the prediction.
         """
         if self.threshold == 0:
             self.num_computed += 1
             return compute()
-        if model is not self._model:
+        if model != self._model:
             self._model, self._past = model, []
         if self._latents is not None and len(self._past) == 2:
             moved = float((latents - self._latents).norm())
@@ -67,6 +68,23 @@ class StepCache:
         prediction = compute()
         self._remember(_Computed(sigma, latents, prediction))
         return prediction
+
+    def state(self) -> dict[str, Any]:
+        """All that it knows of the steps so far."""
+        return {
+            "num_computed": self.num_computed,
+            "model": self._model,
+            "past": [{"sigma": c.sigma, "latents": c.latents, "prediction": c.prediction} for c in self._past],
+            "rate": self._rate,
+            "change": self._change,
+            "latents": self._latents,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Know what another one knew whose `state` this is."""
+        self.num_computed, self._model = state["num_computed"], state["model"]
+        self._past = [_Computed(**computed) for computed in state["past"]]
+        self._rate, self._change, self._latents = state["rate"], state["change"], state["latents"]
 
     def _may_extrapolate(self, step: int) -> bool:
         inside = _FIRST_STEPS <= step < self.num_steps - _LAST_STEPS

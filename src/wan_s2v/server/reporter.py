@@ -60,6 +60,9 @@ class QueueReporter:
         self._check()
         self._write("writing" if self._clip >= self._num_clips else "denoising", at_once=True)
 
+    def note(self, text: str) -> None:
+        pass
+
     def _check(self) -> None:
         if self._queue.is_cancelled(self._job):
             raise Cancelled

@@ -19,13 +19,13 @@ from typing import Final
 
 from rich.console import Console
 
+from wan_s2v.commands.make import make_video
 from wan_s2v.commands.progress import make_reporter
 from wan_s2v.commands.request import (
     OpenedModel,
     Preview,
     is_out_of_memory,
     load_pipeline,
-    make_video,
     out_of_memory_message,
     preview,
 )
