@@ -210,7 +210,7 @@ def test_a_worker_that_is_killed_starts_again_and_its_job_goes_on(server):
     os.kill(worker._process.pid, signal.SIGKILL)
     assert wait(client, job)["status"] == "done"
     assert worker.restarts == 1
-    assert 'wan_s2v_worker_restarts 1.0' in client.get("/metrics").text
+    assert "wan_s2v_worker_restarts 1.0" in client.get("/metrics").text
 
 
 HOSTILE = hostile_files()
@@ -285,7 +285,9 @@ def test_bodies_that_cannot_be_read(server):
     assert post("/v1/plan", json={"image_url": "http://example.com/a.png"}).status_code == 415
     assert post("/v1/plan").status_code == 415
     many = [("style", f"{n}") for n in range(200)]
-    assert post("/v1/plan", files=[*inputs().items(), *((name, (None, value)) for name, value in many)]).status_code == 400
+    assert (
+        post("/v1/plan", files=[*inputs().items(), *((name, (None, value)) for name, value in many)]).status_code == 400
+    )
     large = post("/v1/plan", files=inputs() | {"image": bytes(3 * MIB)}, data=SMALL)
     assert (large.status_code, large.json()["error"]["type"]) == (413, "too_large")
     huge = post("/v1/plan", files=inputs() | {"image": bytes(8 * MIB)}, data=SMALL)

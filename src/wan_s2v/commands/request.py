@@ -252,8 +252,8 @@ def preview(request: Request, model: OpenedModel, machine: Machine | None = None
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
     num_kept = 0
     if kept is not None:
-        plan = as_kept(plan, kept)
         check_same_run(kept, run_identity(request, plan, model), partial_run)
+        plan = as_kept(plan, kept)
         num_kept = len(list(partial_run.finished_clips()))
     check_clip_span(request, plan)
     machine = find_machine(model) if machine is None else machine

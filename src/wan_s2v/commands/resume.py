@@ -55,6 +55,7 @@ def run_identity(request: Request, plan: GenerationPlan, model: OpenedModel) -> 
         "wan_s2v": __version__,
         "PyTorch": torch.__version__,
         **model.place,
+        **({"CPU threads": torch.get_num_threads()} if model.device.type == "cpu" else {}),
         "weights": model.weights,
         "LoRAs": {file_digest(lora.path): lora.weight for lora in request.loras},
         **{name: file_digest(Path(path)) for name, path in inputs.items() if isinstance(path, str | Path)},
