@@ -34,6 +34,7 @@ from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import SCHEDULERS
 from wan_s2v.sound_preparation import SILENCES, Silence, prepare_sound
 from wan_s2v.sound_span import SoundSpan, span_of
+from wan_s2v.speech_synthesis import Speech, synthesize
 from wan_s2v.visible_mark import mark_text
 
 AudioSource = str | Path | tuple[np.ndarray, int]
@@ -62,6 +63,7 @@ class GenerationOptions:
         prompt, negative_prompt: text; the official negative prompt if None. A prompt may be a list of spans in
             seconds, "0-4: she smiles | 4-: she looks away", of which each clip takes the one of its larger share.
         prompt_embeds, negative_prompt_embeds: (L, C) or (1, L, C) in place of text; no text encoder is needed.
+        text, voice: words to speak in place of a sound, and one of `speech_synthesis.voices`; by the script if None.
         start_s, duration_s: the stretch of the sound to use, in seconds or as "1:23.5"; all of it if None.
         vocals_path: the isolated voice of the sound, which drives the lips while the sound itself is heard.
         silence: "clean" lets the model hear nothing where nobody speaks (needs silero-vad); "keep" leaves it all.
@@ -84,7 +86,7 @@ class GenerationOptions:
             frame); or "4step" for a few-step LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is
             given beside it has priority.
         mark: a text to draw into every frame of the file, at the lower right; "auto" for "AI generated" or "AI生成", by
-            the language of the prompt. The labels for machines are always written.
+            the language of prompt and text. The labels for machines are always written.
         content_producer: who answers for the video, in its AIGC label.
         sign_certificate, sign_key: PEM files that sign the file's C2PA content credentials (needs c2pa-python).
         enable_cpu_offload: keep only the part that works on the GPU.
@@ -96,6 +98,8 @@ class GenerationOptions:
     negative_prompt: str | None = None
     prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
     negative_prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
+    text: str | None = None
+    voice: str | None = None
     start_s: float | str | None = None
     duration_s: float | str | None = None
     vocals_path: AudioSource | None = None
@@ -157,7 +161,7 @@ class GenerationOptions:
         _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="or leave it out for the model's own")
         if self.seed is not None and self.generator is not None:
             raise UsageError("seed and generator are both given. Give one of them.")
-        for name in ("prompt", "negative_prompt", "mark", "content_producer"):
+        for name in ("prompt", "negative_prompt", "text", "voice", "mark", "content_producer"):
             if not isinstance(getattr(self, name) or "", str):
                 kind = type(getattr(self, name)).__name__
                 raise UsageError(f"{name} is a {kind}. Give a string; one video per call.")
@@ -230,6 +234,7 @@ class GenerationPlan:
         driving: what the model hears.
         audio_source, span: where the file's sound track is taken from.
         clip_prompts: the prompt of each clip.
+        speech: the sound, where it was made from text.
     """
 
     options: GenerationOptions
@@ -246,6 +251,7 @@ class GenerationPlan:
     marking: Marking
     seed: int | None
     warnings: tuple[str, ...]
+    speech: Speech | None = None
 
     @property
     def num_driving_samples(self) -> int:
@@ -295,17 +301,24 @@ class GenerationPlan:
             "step_cache": self.sampling.step_cache,
             "seed": self.seed,
             "clip_prompts": list(self.clip_prompts),
+            **({} if self.speech is None else {"speech": {"voice": self.speech.voice, "engine": self.speech.engine}}),
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
             "warnings": list(self.warnings),
         }
 
 
 def plan_generation(
-    audio: AudioSource, image: ImageSource, options: GenerationOptions, spec: ModelSpec, *, has_lora: bool = False
+    audio: AudioSource | None,
+    image: ImageSource,
+    options: GenerationOptions,
+    spec: ModelSpec,
+    *,
+    has_lora: bool = False,
 ) -> GenerationPlan:
     """Open the inputs and settle everything that follows from them.
 
     Args:
+        audio: None where the options have a text.
         has_lora: whether a LoRA is on the model.
     Raises: UsageError and MediaError subclasses for inputs and options that cannot be used.
     """
@@ -313,8 +326,11 @@ def plan_generation(
     framing = _plan_frame(picture, options, spec)
     fps = as_fps(options.fps or (DEFAULT_FPS if options.timing == "aligned" else spec.model_fps))
     span = span_of(options.start_s, options.duration_s)
+    speech = _speech(audio, options)
+    source = audio if speech is None else (speech.samples, speech.sample_rate)
+    assert source is not None
     sound = prepare_sound(
-        audio, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
+        source, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
     )
     clips = _plan_clips(sound.heard, fps, options, spec)
     prompts = read_spans(options.prompt)
@@ -336,7 +352,7 @@ def plan_generation(
         picture,
         sound.heard,
         sound.driving,
-        audio,
+        source,
         span,
         framing,
         clips,
@@ -345,12 +361,24 @@ def plan_generation(
         marking_of(options, framing.height, framing.width),
         seed,
         warnings,
+        speech,
     )
+
+
+def _speech(audio: AudioSource | None, options: GenerationOptions) -> Speech | None:
+    """The text of the options as sound; None where a sound is given. Raises: UsageError for both or neither."""
+    if audio is not None and options.text is not None:
+        raise UsageError("A sound and a text to speak are both given. Give one of them.")
+    if options.text is None and options.voice is not None:
+        raise UsageError(f"voice={options.voice!r} has nothing to say. Give it a text, or leave it out.")
+    if options.text is None and audio is None:
+        raise UsageError("There is no sound. Give an audio file, or a text to speak.")
+    return None if options.text is None else synthesize(options.text, options.voice)
 
 
 def marking_of(options: GenerationOptions, height: int, width: int) -> Marking:
     """How the file is marked. Raises: UsageError for what could not be drawn or signed later."""
-    visible = None if options.mark is None else mark_text(options.mark, options.prompt)
+    visible = None if options.mark is None else mark_text(options.mark, f"{options.prompt} {options.text or ''}")
     marking = Marking(visible, options.content_producer, options.sign_certificate, options.sign_key)
     marking.check(height, width)
     return marking
