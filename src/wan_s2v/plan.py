@@ -12,7 +12,6 @@ import math
 import secrets
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,9 +31,9 @@ from wan_s2v.prompt import NEGATIVE_PROMPT
 from wan_s2v.prompt_spans import prompts_of, read_spans, unused_warnings
 from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import SCHEDULERS
-from wan_s2v.sound_preparation import SILENCES, Silence, prepare_sound
+from wan_s2v.sound_preparation import SILENCES, Silence, choose_sound, prepare_sound
 from wan_s2v.sound_span import SoundSpan, span_of
-from wan_s2v.speech_synthesis import Speech, synthesize
+from wan_s2v.speech_synthesis import Speech
 from wan_s2v.visible_mark import mark_text
 
 AudioSource = str | Path | tuple[np.ndarray, int]
@@ -326,15 +325,13 @@ def plan_generation(
     framing = _plan_frame(picture, options, spec)
     fps = as_fps(options.fps or (DEFAULT_FPS if options.timing == "aligned" else spec.model_fps))
     span = span_of(options.start_s, options.duration_s)
-    speech = _speech(audio, options)
-    source = audio if speech is None else (speech.samples, speech.sample_rate)
-    assert source is not None
+    source, speech = choose_sound(audio, options.text, options.voice)
     sound = prepare_sound(
         source, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
     )
     clips = _plan_clips(sound.heard, fps, options, spec)
     prompts = read_spans(options.prompt)
-    clip_prompts = prompts_of(prompts, _shown_times(clips))
+    clip_prompts = prompts_of(prompts, clips.shown_times)
     seed = options.seed
     if seed is None and options.generator is None:
         seed = secrets.randbelow(2**31)
@@ -363,17 +360,6 @@ def plan_generation(
         warnings,
         speech,
     )
-
-
-def _speech(audio: AudioSource | None, options: GenerationOptions) -> Speech | None:
-    """The text of the options as sound; None where a sound is given. Raises: UsageError for both or neither."""
-    if audio is not None and options.text is not None:
-        raise UsageError("A sound and a text to speak are both given. Give one of them.")
-    if options.text is None and options.voice is not None:
-        raise UsageError(f"voice={options.voice!r} has nothing to say. Give it a text, or leave it out.")
-    if options.text is None and audio is None:
-        raise UsageError("There is no sound. Give an audio file, or a text to speak.")
-    return None if options.text is None else synthesize(options.text, options.voice)
 
 
 def marking_of(options: GenerationOptions, height: int, width: int) -> Marking:
@@ -423,13 +409,6 @@ def _plan_clips(waveform: Waveform, fps: Fraction, options: GenerationOptions, s
     # A length that is not a multiple of 4 is refused by the planner; it must not divide by zero before.
     audio_clips = reference_num_clips(num_audio_features(hidden_states), max(frames_per_clip, 1), spec.model_fps)
     return plan_reference(audio_clips, **common)
-
-
-def _shown_times(clips: ClipPlan) -> list[tuple[Fraction, Fraction]]:
-    """Seconds of the video at which each clip begins and ends to be shown."""
-    edges = [0, *accumulate(clip.num_kept for clip in clips.clips)]
-    times = [min(Fraction(edge, clips.model_fps), clips.duration) for edge in edges]
-    return list(pairwise(times))
 
 
 def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -331,7 +331,7 @@ def _check_key(name: str) -> None:
 def _check_type(name: str, value: Any) -> None:
     """Raises: UsageError where JSON holds a list, text for a number, or the like."""
     kinds = get_args(_TYPES.get(name, str)) or (_TYPES.get(name, str),)
-    plain = tuple(kind for kind in kinds if isinstance(kind, type))
+    plain = tuple(kind for kind in kinds if isinstance(kind, type) and get_origin(kind) is None)
     allowed = plain if plain and plain != (type(None),) else (str,)
     if float in allowed:
         allowed = (*allowed, int)

@@ -323,6 +323,7 @@ def _sound_text(request: Request, plan: GenerationPlan) -> str:
     start = f" from {float(plan.span.start_s):g} s on" if plan.span.start_s else ""
     vocals = request.options.vocals_path
     lips = f", lips by {Path(vocals).name}" if isinstance(vocals, str | Path) else ""
+    lips += ", silent where nobody speaks" if request.options.silence == "clean" else ""
     return f"{name} ({plan.waveform.duration_s:.2f} s of sound{start}{lips})"
 
 
