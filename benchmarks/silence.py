@@ -3,7 +3,7 @@
 Each demo voice drives two demo portraits, alone and with chords in a pause of 1.2 s; every video is made with "keep"
 and "clean" and the same seed, and judged against the voice alone.
 
-    python benchmarks/silence.py [--portraits 2]
+    python benchmarks/silence.py [--portraits 2] [--voices voice_en.flac voice_es.flac]
 """
 
 from __future__ import annotations
@@ -55,11 +55,13 @@ def measure(pipeline: Any, readers: Any, portrait: Path, heard: np.ndarray, voic
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--portraits", type=int, default=2, help="how many of the six demo portraits")
-    portraits = [DEMO / f"portrait_{number + 1}.png" for number in range(parser.parse_args().portraits)]
+    parser.add_argument("--voices", nargs="+", default=VOICES, choices=VOICES)
+    arguments = parser.parse_args()
+    portraits = [DEMO / f"portrait_{number + 1}.png" for number in range(arguments.portraits)]
     pipeline, readers = WanS2VPipeline.from_pretrained("tiny"), load_readers()
     pipeline.set_progress_bar_config(disable=True)
     print("voice  portrait  sound  silence  offset  confidence  opening in the pause", flush=True)
-    for name in VOICES:
+    for name in arguments.voices:
         voice = with_pause(load_waveform(DEMO / name).samples)
         music = voice.copy()
         music[round(CUT_S * RATE) : round((CUT_S + PAUSE_S) * RATE)] += chords()

@@ -23,6 +23,7 @@ class Chain:
 
 def make_chain(folder: Path, *, days: int = 30, key: Any = None) -> Chain:
     """What C2PA asks of a signer: not self-signed, for signatures, for e-mail protection or documents."""
+    folder.mkdir(exist_ok=True)
     authority, signer = ec.generate_private_key(ec.SECP256R1()), key or ec.generate_private_key(ec.SECP256R1())
     root = _certificate("An authority", authority, "An authority", authority, days, is_authority=True)
     leaf = _certificate("A studio", signer, "An authority", authority, days, is_authority=False)

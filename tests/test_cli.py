@@ -217,8 +217,8 @@ def test_text_that_only_looks_like_a_flag_stays():
     [
         ("--task animate-14B", "another model"),
         ("--size 720p", "is not a size"),
-        ("--enable_tts", "Text to speech"),
-        ("--tts_text hello", "Text to speech"),
+        ("--enable_tts", "Here it is --text"),
+        ("--tts_text hello", "Here it is --text"),
         ("--use_prompt_extend", "Here it is --extend-prompt"),
         ("--prompt_extend_method dashscope", "Here it is --extend-prompt"),
         ("--offload_model maybe", "True or False"),

@@ -218,11 +218,19 @@ def test_what_cannot_sign_is_refused_before_any_work(pipeline, chain, tmp_path):
         pipeline.plan(VOICE, PORTRAIT, sign_certificate=chain.certificate, **SMALL)
     with pytest.raises(UsageError, match=r"sign_key=.* cannot be read"):
         pipeline.plan(VOICE, PORTRAIT, sign_certificate=chain.certificate, sign_key=tmp_path / "none.pem", **SMALL)
-    with pytest.raises(UsageError, match="cannot sign"):
-        pipeline.plan(VOICE, PORTRAIT, sign_certificate=chain.certificate, sign_key=chain.certificate, **SMALL)
+    from certificates import make_chain
+
+    old, other = (make_chain(tmp_path / name, days=days) for name, days in (("old", -1), ("other", 30)))
+    for certificate, key in (
+        (chain.certificate, chain.certificate),  # not a key
+        (chain.certificate, other.key),  # of somebody else
+        (old.certificate, old.key),  # expired
+    ):
+        with pytest.raises(UsageError, match="cannot sign"):
+            pipeline.plan(VOICE, PORTRAIT, sign_certificate=certificate, sign_key=key, **SMALL)
 
 
-def test_an_expired_certificate_leaves_no_file(chain, tmp_path):
+def test_a_failed_signature_leaves_no_file(chain, tmp_path):
     from certificates import make_chain
 
     old = make_chain(tmp_path, days=-1)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from wan_s2v.errors import UsageError
+from wan_s2v.espeak import find_library
 from wan_s2v.training.corpus import energy_curve, generate_corpus, sample_utterance
 from wan_s2v.training.ipa import PHONEMES, frame_labels, segments, split_ipa
 from wan_s2v.training.prosody import TimeMap, change_speed, sing, stretch
@@ -23,7 +24,6 @@ from wan_s2v.training.speech import (
     Synthesizer,
     Utterance,
     Voice,
-    find_library,
 )
 from wan_s2v.training.texts import LANGUAGES, is_held_out, pseudo_word, random_sentence, random_text
 from wan_s2v.training.visemes import OPEN, mouth_curve

@@ -266,14 +266,13 @@ def _speech_job(
     """The plan of a video that follows a sound, and what makes it."""
     from wan_s2v.commands.request import Request, open_model, parse_loras, preview
 
-    for name, value in (("image", image), ("audio", audio)):
+    for name, value in (("image", image), ("audio", audio or options.text)):
         if value is None:
             raise UsageError(
                 f"Missing option '--{name}': this model makes a picture speak. See wan-s2v generate --help."
             )
     assert image is not None
-    assert audio is not None
-    output = Path(f"{image.stem}_{audio.stem}.mp4") if output is None else output
+    output = Path(f"{image.stem}_{'speech' if audio is None else audio.stem}.mp4") if output is None else output
     growing = output.with_name(f"{output.name}.preview.mp4") if run["preview"] else None
     kept = {name: run[name] for name in ("fresh", "keep_clips", "clip_span")}
     request = Request(image, audio, output, options, overwrite, parse_loras(loras), preview_path=growing, **kept)
@@ -416,6 +415,22 @@ def inspect(
         _print_json(record(found))
     else:
         print_inspection(_console(), found)
+
+
+@app.command()
+def voices(
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """List the voices that speak --text: those of espeak-ng, and those for piper in the folder WAN_S2V_VOICES."""
+    from wan_s2v.speech_synthesis import voices as find
+
+    found = find()
+    if as_json:
+        _print_json({"voices": [{"name": name, "engine": engine} for name, engine in found.items()]})
+    else:
+        for name, engine in found.items():
+            print(f"{name}\t{engine}")
 
 
 @app.command()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import accumulate, pairwise
 from math import ceil
 from typing import Literal
 
@@ -78,6 +79,12 @@ class ClipPlan:
     def generated_frames(self) -> int:
         """Frames that the model makes, kept or not."""
         return sum(clip.num_frames for clip in self.clips)
+
+    @property
+    def shown_times(self) -> list[tuple[Fraction, Fraction]]:
+        """Seconds of the video at which each clip begins and ends to be shown."""
+        edges = [0, *accumulate(clip.num_kept for clip in self.clips)]
+        return list(pairwise(min(Fraction(edge, self.model_fps), self.duration) for edge in edges))
 
     @property
     def sound_span(self) -> tuple[int, int]:

@@ -6,10 +6,13 @@ stamp is asked from anybody: signing reaches no network.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 from pathlib import Path
 from typing import Any, Final
+
+from PIL import Image
 
 from wan_s2v import __version__
 from wan_s2v.errors import OutputError, UsageError, reason_of
@@ -19,40 +22,38 @@ MANIFEST_UUID: Final = "d8fec3d61b0e483c92975828877ec481"  # the box that C2PA p
 _INSTALL: Final = "Run: pip install wan-s2v[c2pa]"
 
 
-def open_signer(certificate: str | Path, key: str | Path) -> Any:
-    """What signs: a chain of certificates, the signer's own first, and its private key, both PEM without a password.
+def check_signing(certificate: str | Path, key: str | Path) -> None:
+    """Sign a picture of one pixel, in memory, so that nothing is found out only when the video is done.
 
-    Raises: UsageError if a file cannot be read, the two do not fit C2PA, or c2pa-python is not installed.
+    Args:
+        certificate, key: a chain of certificates, the signer's own first, and its private key without a password; PEM.
+    Raises: UsageError if a file cannot be read, the two cannot sign, or c2pa-python is not installed.
     """
-    chain, secret = (_read(name, path) for name, path in (("sign_certificate", certificate), ("sign_key", key)))
     c2pa = _library()
+    picture = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(picture, "png")
     try:
-        return c2pa.Signer.from_info(c2pa.C2paSignerInfo(_algorithm(secret), chain, secret, None))
+        with _signer(certificate, key) as signer, c2pa.Builder.from_json(_manifest()) as builder:
+            builder.sign(signer, "image/png", picture, io.BytesIO())
     except (c2pa.C2paError, ValueError, TypeError) as error:
         raise UsageError(
-            f"{certificate} and {key} cannot sign ({reason_of(error)}). Pass a PEM chain of certificates, the signer's "
-            "first, and its PEM key without a password: EC P-256, P-384 or P-521, RSA, or Ed25519."
+            f"{certificate} and {key} cannot sign ({reason_of(error)}). Pass a PEM chain of certificates of today, the "
+            "signer's first and not self-signed, and its PEM key without a password."
         ) from error
 
 
 def sign_video(path: Path, certificate: str | Path, key: str | Path) -> None:
     """Put a signed manifest into an mp4, in its place.
 
-    Raises: UsageError as `open_signer`; OutputError if it cannot be signed, as with a certificate that has expired.
+    Raises: OutputError if it cannot be signed.
     """
     c2pa = _library()
-    agent = {"name": "wan_s2v", "version": __version__}
-    made = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": agent}
-    manifest = {
-        "claim_generator_info": [agent],
-        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [made]}}],
-    }
     signed = path.with_name(f"{path.stem}.signed{path.suffix}")
     try:
-        with open_signer(certificate, key) as signer, c2pa.Builder.from_json(manifest) as builder:
+        with _signer(certificate, key) as signer, c2pa.Builder.from_json(_manifest()) as builder:
             builder.sign_file(path, signed, signer)
         os.replace(signed, path)
-    except (c2pa.C2paError, OSError) as error:
+    except (c2pa.C2paError, OSError, ValueError, TypeError) as error:
         raise OutputError(f"{path.name} cannot be signed with {certificate} ({reason_of(error)}).") from error
     finally:
         signed.unlink(missing_ok=True)
@@ -91,6 +92,21 @@ def read_credentials(path: str | Path) -> dict[str, Any] | None:
             for action in actions
         ],
     }
+
+
+def _manifest() -> dict[str, Any]:
+    agent = {"name": "wan_s2v", "version": __version__}
+    made = {"action": "c2pa.created", "digitalSourceType": SOURCE_TYPE, "softwareAgent": agent}
+    return {
+        "claim_generator_info": [agent],
+        "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [made]}}],
+    }
+
+
+def _signer(certificate: str | Path, key: str | Path) -> Any:
+    chain, secret = (_read(name, path) for name, path in (("sign_certificate", certificate), ("sign_key", key)))
+    c2pa = _library()
+    return c2pa.Signer.from_info(c2pa.C2paSignerInfo(_algorithm(secret), chain, secret, None))
 
 
 def _library() -> Any:

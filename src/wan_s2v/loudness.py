@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
@@ -96,6 +97,7 @@ def _weighted_power(blocks: np.ndarray) -> np.ndarray:
     return (2 * spectrum.sum(axis=1) - spectrum[:, 0] - spectrum[:, -1]) / _BLOCK**2
 
 
+@cache
 def _k_weighting() -> np.ndarray:
     """(3201,) power response: a high shelf of 4 dB at 1.68 kHz, then a high pass at 38 Hz.
 

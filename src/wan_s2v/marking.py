@@ -15,7 +15,7 @@ from typing import Final
 
 import av
 
-from wan_s2v.content_credentials import SOURCE_TYPE, open_signer, sign_video
+from wan_s2v.content_credentials import SOURCE_TYPE, check_signing, sign_video
 from wan_s2v.errors import OutputError, UsageError
 from wan_s2v.mp4_boxes import append_content
 from wan_s2v.visible_mark import VisibleMark
@@ -74,7 +74,7 @@ class Marking:
             missing = "sign_key" if self.sign_key is None else "sign_certificate"
             raise UsageError(f"Signing takes a certificate and its key, but {missing} is missing. Give both or none.")
         if self.sign_certificate is not None and self.sign_key is not None:
-            open_signer(self.sign_certificate, self.sign_key).close()
+            check_signing(self.sign_certificate, self.sign_key)
         self.mark_for(height, width)
 
     def mark_for(self, height: int, width: int) -> VisibleMark | None:

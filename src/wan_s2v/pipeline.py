@@ -151,7 +151,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
 
     def __call__(
         self,
-        audio_path: AudioSource,
+        audio_path: AudioSource | None,
         image_path: ImageSource,
         *,
         output_type: OutputType = "uint8",
@@ -161,7 +161,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         """Make the whole video and keep it in memory; use `stream` for long ones.
 
         Args:
-            audio_path: file with sound, or (waveform, sample rate).
+            audio_path: file with sound, or (waveform, sample rate); None with the option `text`.
             image_path: file, PIL image or (H, W, 3) array.
             output_type: "uint8", "pt" (float32 in [-1, 1]) or "latent".
             callback_on_step_end: as in diffusers: called with (pipeline, step, timestep, {"latents": …}); beside them
@@ -185,7 +185,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
 
     def stream(
         self,
-        audio_path: AudioSource,
+        audio_path: AudioSource | None,
         image_path: ImageSource,
         *,
         output_type: OutputType = "uint8",
@@ -196,7 +196,7 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         plan = self.plan(audio_path, image_path, **options)
         return self.run(plan, output_type=output_type, callback_on_step_end=callback_on_step_end)
 
-    def plan(self, audio_path: AudioSource, image_path: ImageSource, **options: Any) -> GenerationPlan:
+    def plan(self, audio_path: AudioSource | None, image_path: ImageSource, **options: Any) -> GenerationPlan:
         """Open the inputs and check every option; nothing is computed yet."""
         settled = GenerationOptions.from_keywords(options)
         return plan_generation(audio_path, image_path, settled, self.spec, has_lora=self.has_lora)

@@ -12,7 +12,6 @@ import math
 import secrets
 from dataclasses import dataclass, fields
 from fractions import Fraction
-from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,8 +31,9 @@ from wan_s2v.prompt import NEGATIVE_PROMPT
 from wan_s2v.prompt_spans import prompts_of, read_spans, unused_warnings
 from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import SCHEDULERS
-from wan_s2v.sound_preparation import SILENCES, Silence, prepare_sound
+from wan_s2v.sound_preparation import SILENCES, Silence, choose_sound, prepare_sound
 from wan_s2v.sound_span import SoundSpan, span_of
+from wan_s2v.speech_synthesis import Speech
 from wan_s2v.visible_mark import mark_text
 
 AudioSource = str | Path | tuple[np.ndarray, int]
@@ -62,6 +62,7 @@ class GenerationOptions:
         prompt, negative_prompt: text; the official negative prompt if None. A prompt may be a list of spans in
             seconds, "0-4: she smiles | 4-: she looks away", of which each clip takes the one of its larger share.
         prompt_embeds, negative_prompt_embeds: (L, C) or (1, L, C) in place of text; no text encoder is needed.
+        text, voice: words to speak in place of a sound, and one of `speech_synthesis.voices`; by the script if None.
         start_s, duration_s: the stretch of the sound to use, in seconds or as "1:23.5"; all of it if None.
         vocals_path: the isolated voice of the sound, which drives the lips while the sound itself is heard.
         silence: "clean" lets the model hear nothing where nobody speaks (needs silero-vad); "keep" leaves it all.
@@ -84,7 +85,7 @@ class GenerationOptions:
             frame); or "4step" for a few-step LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is
             given beside it has priority.
         mark: a text to draw into every frame of the file, at the lower right; "auto" for "AI generated" or "AI生成", by
-            the language of the prompt. The labels for machines are always written.
+            the language of prompt and text. The labels for machines are always written.
         content_producer: who answers for the video, in its AIGC label.
         sign_certificate, sign_key: PEM files that sign the file's C2PA content credentials (needs c2pa-python).
         enable_cpu_offload: keep only the part that works on the GPU.
@@ -96,6 +97,8 @@ class GenerationOptions:
     negative_prompt: str | None = None
     prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
     negative_prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
+    text: str | None = None
+    voice: str | None = None
     start_s: float | str | None = None
     duration_s: float | str | None = None
     vocals_path: AudioSource | None = None
@@ -157,7 +160,7 @@ class GenerationOptions:
         _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="or leave it out for the model's own")
         if self.seed is not None and self.generator is not None:
             raise UsageError("seed and generator are both given. Give one of them.")
-        for name in ("prompt", "negative_prompt", "mark", "content_producer"):
+        for name in ("prompt", "negative_prompt", "text", "voice", "mark", "content_producer"):
             if not isinstance(getattr(self, name) or "", str):
                 kind = type(getattr(self, name)).__name__
                 raise UsageError(f"{name} is a {kind}. Give a string; one video per call.")
@@ -230,6 +233,7 @@ class GenerationPlan:
         driving: what the model hears.
         audio_source, span: where the file's sound track is taken from.
         clip_prompts, clip_seeds: the prompt of each clip, and the seed of its noise; no seeds beside a generator.
+        speech: the sound, where it was made from text.
     """
 
     options: GenerationOptions
@@ -247,6 +251,7 @@ class GenerationPlan:
     marking: Marking
     seed: int | None
     warnings: tuple[str, ...]
+    speech: Speech | None = None
 
     @property
     def num_driving_samples(self) -> int:
@@ -297,17 +302,24 @@ class GenerationPlan:
             "seed": self.seed,
             "clip_seeds": list(self.clip_seeds),
             "clip_prompts": list(self.clip_prompts),
+            **({} if self.speech is None else {"speech": {"voice": self.speech.voice, "engine": self.speech.engine}}),
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
             "warnings": list(self.warnings),
         }
 
 
 def plan_generation(
-    audio: AudioSource, image: ImageSource, options: GenerationOptions, spec: ModelSpec, *, has_lora: bool = False
+    audio: AudioSource | None,
+    image: ImageSource,
+    options: GenerationOptions,
+    spec: ModelSpec,
+    *,
+    has_lora: bool = False,
 ) -> GenerationPlan:
     """Open the inputs and settle everything that follows from them.
 
     Args:
+        audio: None where the options have a text.
         has_lora: whether a LoRA is on the model.
     Raises: UsageError and MediaError subclasses for inputs and options that cannot be used.
     """
@@ -315,12 +327,13 @@ def plan_generation(
     framing = _plan_frame(picture, options, spec)
     fps = as_fps(options.fps or (DEFAULT_FPS if options.timing == "aligned" else spec.model_fps))
     span = span_of(options.start_s, options.duration_s)
+    source, speech = choose_sound(audio, options.text, options.voice)
     sound = prepare_sound(
-        audio, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
+        source, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
     )
     clips = _plan_clips(sound.heard, fps, options, spec)
     prompts = read_spans(options.prompt)
-    clip_prompts = prompts_of(prompts, _shown_times(clips))
+    clip_prompts = prompts_of(prompts, clips.shown_times)
     seed = options.seed
     if seed is None and options.generator is None:
         seed = secrets.randbelow(2**31)
@@ -338,7 +351,7 @@ def plan_generation(
         picture,
         sound.heard,
         sound.driving,
-        audio,
+        source,
         span,
         framing,
         clips,
@@ -348,12 +361,13 @@ def plan_generation(
         marking_of(options, framing.height, framing.width),
         seed,
         warnings,
+        speech,
     )
 
 
 def marking_of(options: GenerationOptions, height: int, width: int) -> Marking:
     """How the file is marked. Raises: UsageError for what could not be drawn or signed later."""
-    visible = None if options.mark is None else mark_text(options.mark, options.prompt)
+    visible = None if options.mark is None else mark_text(options.mark, f"{options.prompt} {options.text or ''}")
     marking = Marking(visible, options.content_producer, options.sign_certificate, options.sign_key)
     marking.check(height, width)
     return marking
@@ -398,13 +412,6 @@ def _plan_clips(waveform: Waveform, fps: Fraction, options: GenerationOptions, s
     # A length that is not a multiple of 4 is refused by the planner; it must not divide by zero before.
     audio_clips = reference_num_clips(num_audio_features(hidden_states), max(frames_per_clip, 1), spec.model_fps)
     return plan_reference(audio_clips, **common)
-
-
-def _shown_times(clips: ClipPlan) -> list[tuple[Fraction, Fraction]]:
-    """Seconds of the video at which each clip begins and ends to be shown."""
-    edges = [0, *accumulate(clip.num_kept for clip in clips.clips)]
-    times = [min(Fraction(edge, clips.model_fps), clips.duration) for edge in edges]
-    return list(pairwise(times))
 
 
 def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from wan_s2v.audio import Waveform, load_waveform
+from wan_s2v.errors import UsageError
 from wan_s2v.loudness import loudness_warnings
 from wan_s2v.sound_span import SoundSpan
 from wan_s2v.sound_track import AudioSource
+from wan_s2v.speech_synthesis import Speech, synthesize
 from wan_s2v.voice_activity import keep_voice
 
 Silence = Literal["keep", "clean"]
@@ -32,6 +34,23 @@ class PreparedSound:
     heard: Waveform
     driving: Waveform
     warnings: tuple[str, ...]
+
+
+def choose_sound(audio: AudioSource | None, text: str | None, voice: str | None) -> tuple[AudioSource, Speech | None]:
+    """The sound that is given, or a text spoken by a voice.
+
+    Raises: UsageError for both or neither, and as `synthesize`.
+    """
+    if audio is not None and text is not None:
+        raise UsageError("A sound and a text to speak are both given. Give one of them.")
+    if text is None and voice is not None:
+        raise UsageError(f"voice={voice!r} has nothing to say. Give it a text, or leave it out.")
+    if text is not None:
+        speech = synthesize(text, voice)
+        return (speech.samples, speech.sample_rate), speech
+    if audio is None:
+        raise UsageError("There is no sound. Give an audio file, or a text to speak.")
+    return audio, None
 
 
 def prepare_sound(

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from rich.console import Console
 from rich.table import Table
@@ -294,19 +294,20 @@ def _job(number: int, entry: dict[str, Any] | str, base: Path, target: Path, def
     try:
         for name in entry:
             _check_key(name)
-        for name in ("image", "audio"):
+        options = {**defaults, **{name: value for name, value in entry.items() if name not in _FILES}}
+        for name in ("image",) if options.get("text") and "audio" not in entry else ("image", "audio"):
             if not isinstance(entry.get(name), str) or not entry[name]:
                 raise UsageError(f"This job has no {name}. Give the path of a file.")
-        options = {**defaults, **{name: value for name, value in entry.items() if name not in _FILES}}
         for name, value in options.items():
             _check_type(name, value)
         options |= {name: base / str(entry[name]) for name in _PATHS if name in entry}
-        output = entry.get("output") or f"{Path(entry['audio']).stem}.mp4"
+        output = entry.get("output") or f"{Path(entry.get('audio') or entry['image']).stem}.mp4"
         _check_type("output", output)
         loras = _loras(entry["lora"], base) if "lora" in entry else None
     except UsageError as error:
         return Job(number, str(entry.get("image", "")), str(entry.get("audio", "")), error=str(error))
-    return Job(number, str(base / entry["image"]), str(base / entry["audio"]), str(target / output), options, loras)
+    audio = str(base / entry["audio"]) if "audio" in entry else ""
+    return Job(number, str(base / entry["image"]), audio, str(target / output), options, loras)
 
 
 def _loras(value: Any, base: Path) -> tuple[LoRAFile, ...]:
@@ -330,7 +331,7 @@ def _check_key(name: str) -> None:
 def _check_type(name: str, value: Any) -> None:
     """Raises: UsageError where JSON holds a list, text for a number, or the like."""
     kinds = get_args(_TYPES.get(name, str)) or (_TYPES.get(name, str),)
-    plain = tuple(kind for kind in kinds if isinstance(kind, type))
+    plain = tuple(kind for kind in kinds if isinstance(kind, type) and get_origin(kind) is None)
     allowed = plain if plain and plain != (type(None),) else (str,)
     if float in allowed:
         allowed = (*allowed, int)
@@ -348,7 +349,8 @@ def _request(job: Job, taken: dict[Path, int], overwrite: bool) -> Request:
     if other != job.number:
         raise UsageError(f"Output {output} is that of job {other} already. Give this job another output.")
     options = GenerationOptions.from_keywords(dict(job.options))
-    request = Request(Path(job.image), Path(job.audio), output, options, overwrite, job.loras or ())
+    audio = Path(job.audio) if job.audio else None
+    request = Request(Path(job.image), audio, output, options, overwrite, job.loras or ())
     check_files(request)
     return request
 

@@ -35,6 +35,12 @@ def generation_options(
         str, flag('What the video shows, in words; by time as "0-4: … | 4-: …" in seconds.', INPUTS, default="empty")
     ] = "",
     negative_prompt: Annotated[str | None, flag("What it must not show.", INPUTS, default="the official text")] = None,
+    text: Annotated[
+        str | None, flag("Words to speak in place of --audio, by a synthetic voice.", INPUTS, default="none")
+    ] = None,
+    voice: Annotated[
+        str | None, flag("Who speaks them (wan-s2v voices).", INPUTS, default="by the script: zh or en")
+    ] = None,
     start_s: Annotated[
         str | None, flag("Where in the sound to begin: seconds or m:ss.", INPUTS, "--start", "--start-s", default="0")
     ] = None,

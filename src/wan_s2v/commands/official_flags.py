@@ -34,7 +34,7 @@ _IDLE_SWITCHES: Final = {
     "--t5-fsdp": "one GPU is used",
 }
 _NOT_SUPPORTED: Final = {
-    "--enable-tts": "Text to speech is not part of this program. Make the speech first and pass it as --audio.",
+    "--enable-tts": "Here it is --text with --voice. A cloned voice has to be made before, and passed as --audio.",
     "--use-prompt-extend": "Here it is --extend-prompt, with the folder of a language model or a URL.",
 }
 _SIZE: Final = re.compile(r"(\d+)[*xX×](\d+)")

@@ -26,7 +26,7 @@ def request_from(record: dict[str, Any], output: Path) -> tuple[Request, ModelCh
         components = model["components"]
         choice = ModelChoice(**{**model, "components": None if components is None else Path(components)})
         loras = tuple(LoRAFile(Path(lora["file"]), lora["weight"]) for lora in record["loras"])
-        image, audio = Path(record["image"]), Path(record["audio"])
+        image, audio = Path(record["image"]), None if record["audio"] is None else Path(record["audio"])
     except (KeyError, TypeError) as error:
         raise UsageError(f"The record of the run is not complete ({error}). Make the video anew.") from error
     return Request(image, audio, output, GenerationOptions.from_keywords(options), loras=loras), choice
@@ -42,7 +42,7 @@ def plan_replay(sidecar: Path, output: Path, *, overwrite: bool) -> tuple[Previe
     request = replace(request, overwrite=overwrite, options=replace(request.options, seed=record["seed"]))
     before = record["identity"]
     for name, path in (("image", request.image), ("audio", request.audio)):
-        if file_digest(path) != before[name]:
+        if path is not None and file_digest(path) != before[name]:
             raise UsageError(f"{path} is not the {name} that the video was made of: its content has changed.")
     model = open_model(choice, request.options)
     if model.weights != before["weights"]:

@@ -97,7 +97,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Request:
-    """The inputs, the output and the options of one video.
+    """The inputs, the output and the options of one video; no sound where the options have a text.
 
     Args:
         fresh: whether what an earlier run has kept is thrown away.
@@ -107,7 +107,7 @@ class Request:
     """
 
     image: Path
-    audio: Path
+    audio: Path | None
     output: Path
     options: GenerationOptions
     overwrite: bool = False
@@ -142,7 +142,7 @@ class Preview:
         return {
             **self.plan.summary(),
             "image": str(self.request.image),
-            "audio": str(self.request.audio),
+            "audio": None if self.request.audio is None else str(self.request.audio),
             "output": str(self.request.output),
             "model": self.model.choice.model,
             "loras": [{"file": str(lora.path), "weight": lora.weight} for lora in self.request.loras],
@@ -341,11 +341,15 @@ def _span_text(request: Request) -> str:
 
 
 def _sound_text(request: Request, plan: GenerationPlan) -> str:
-    """The sound, the stretch of it and what drives the lips."""
+    """The sound or who speaks the text, the stretch of it, and what drives the lips."""
+    name = "" if request.audio is None else request.audio.name
+    if plan.speech is not None:
+        name = f"a text spoken by {plan.speech.engine}, voice {plan.speech.voice}"
     start = f" from {float(plan.span.start_s):g} s on" if plan.span.start_s else ""
     vocals = request.options.vocals_path
-    voice = f", lips by {Path(vocals).name}" if isinstance(vocals, str | Path) else ""
-    return f"{request.audio.name} ({plan.waveform.duration_s:.2f} s of sound{start}{voice})"
+    lips = f", lips by {Path(vocals).name}" if isinstance(vocals, str | Path) else ""
+    lips += ", silent where nobody speaks" if request.options.silence == "clean" else ""
+    return f"{name} ({plan.waveform.duration_s:.2f} s of sound{start}{lips})"
 
 
 def _prompt_rows(plan: GenerationPlan) -> list[tuple[str, str]]:

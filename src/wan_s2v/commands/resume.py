@@ -125,7 +125,7 @@ def request_record(wanted: Preview) -> dict[str, Any]:
     values = {field.name: getattr(options, field.name) for field in fields(options)}
     return {
         "image": str(request.image.absolute()),
-        "audio": str(request.audio.absolute()),
+        "audio": None if request.audio is None else str(request.audio.absolute()),
         "model": {
             "model": choice.model,
             "components": None if choice.components is None else str(choice.components),

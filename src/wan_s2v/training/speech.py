@@ -1,25 +1,20 @@
 """Speech with exactly known phoneme times, from espeak-ng, to train the embedded model's audio encoder.
 
-The library is reached through ctypes: the PyPI wheel `espeakng-loader` (the `train` extra), else the system's
-libespeak-ng. Nothing at inference imports this module. It knows sound and phonemes, not mouths.
+Nothing at inference imports this module. It knows sound and phonemes, not mouths; `espeak` knows the library.
 """
 
 from __future__ import annotations
 
-import ctypes
-import ctypes.util
-import sys
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
 import soxr
 from numpy.typing import NDArray
 
 from wan_s2v.errors import UsageError
+from wan_s2v.espeak import Espeak, Spoken
 
 SAMPLE_RATE = 16_000
 SILENCE = "_"
@@ -126,12 +121,6 @@ TRAIN_VOICES = (
     "zac",
 )
 
-_SYNCHRONOUS = 2
-# Without the last flag the library ends the process where it cannot read its data.
-_PHONEME_EVENTS_AS_IPA = 1 | 2 | 0x8000
-_UTF8_SSML = 1 | 0x10
-_EVENT_LIST_END, _EVENT_PHONEME = 0, 7
-_RATE, _VOLUME, _PITCH, _PITCH_RANGE = 1, 2, 3, 4
 _SHORTEST_HOLD_S = 0.03
 _VOICELESS_PLOSIVES = frozenset("ptkcʈqʔ")
 _VOICED_PLOSIVES = frozenset("bdɡgɟɖɢ")
@@ -184,71 +173,19 @@ class Utterance:
         return len(self.waveform) / SAMPLE_RATE
 
 
-class _EventId(ctypes.Union):
-    _fields_ = (("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8))
-
-
-class _Event(ctypes.Structure):
-    """espeak_EVENT of espeak-ng's public header speak_lib.h."""
-
-    _fields_ = (
-        ("type", ctypes.c_int),
-        ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int),
-        ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int),
-        ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p),
-        ("id", _EventId),
-    )
-
-
 # espeak-ng 1.52 crashes where the low voice's wide pitch range takes a tone of Mandarin below zero.
 _CRASHING = {"cmn": frozenset({"rob"})}
-
-# The handle of this process, if one is open.
-_opened: list[ctypes.CDLL] = []
-
-_Callback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.POINTER(_Event))
-
-
-@cache
-def find_library() -> tuple[str, str | None]:
-    """Path of libespeak-ng and of its data folder (None: the library knows its own).
-
-    Raises: UsageError if neither the wheel nor a system library is installed.
-    """
-    try:
-        import espeakng_loader
-    except ImportError:
-        system = ctypes.util.find_library("espeak-ng")
-        if system is None:
-            raise UsageError(
-                "Training speech needs espeak-ng, which is not installed. Run: pip install wan-s2v[train]."
-            ) from None
-        return system, None
-    return espeakng_loader.get_library_path(), espeakng_loader.get_data_path()
-
-
-@cache
-def _files_in(folder: Path) -> frozenset[str]:
-    return frozenset(path.name for path in folder.iterdir())
 
 
 class Synthesizer:
     """espeak-ng as a function from text to a waveform with phoneme times.
 
-    The library keeps global state, so all instances share one handle, which must not be used from several threads.
-    The same arguments give the same samples, whatever was spoken before: the library is loaded afresh for each
-    utterance (0.5 ms), because its pitch flutter and noise otherwise go on where the last utterance stopped.
+    All instances share one library, which must not be used from several threads; the same arguments give the same
+    samples.
     """
 
     def __init__(self) -> None:
-        self._library_path, self._data_path = find_library()
-        self._callback = _Callback(self._receive)
-        self._chunks: list[NDArray[np.int16]] = []
-        self._events: list[tuple[int, str]] = []
-        self._load()
+        self._espeak = Espeak()
 
     def voices(self, language: str) -> list[Voice]:
         """Every accent of `language` in every variant that the installed data has, held-out ones included.
@@ -258,7 +195,7 @@ class Synthesizer:
         if language not in ACCENTS:
             raise UsageError(f"No voices for language {language!r}. Languages: {', '.join(ACCENTS)}.")
         everyone = (*TRAIN_VOICES, *HELD_OUT_VOICES)
-        spoken = self._variants() - _CRASHING.get(language, frozenset())
+        spoken = self._espeak.variants() - _CRASHING.get(language, frozenset())
         variants = [variant for variant in everyone if variant in spoken]
         return [Voice(language, accent, variant) for accent in ACCENTS[language] for variant in variants]
 
@@ -280,77 +217,27 @@ class Synthesizer:
         ):
             if not low <= value <= high:
                 raise UsageError(f"{name}={value} is not accepted. Give a number from {low} to {high}.")
-        self._chunks, self._events = [], []
-        library = self._load()
-        # A variant that does not exist would be left out without a word.
-        known = voice.variant in ("", *self._variants())
-        if not known or library.espeak_SetVoiceByName(voice.name.encode()) != 0:
-            raise UsageError(f"espeak-ng has no voice {voice.name!r}. Take one that Synthesizer.voices() lists.")
-        for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_PITCH_RANGE, pitch_range), (_VOLUME, volume)):
-            library.espeak_SetParameter(parameter, value, 0)
-        encoded = text.encode()
-        library.espeak_Synth(encoded, len(encoded) + 1, 0, 0, 0, _UTF8_SSML, None, None)
-        library.espeak_Synchronize()
-        if not self._chunks or not any(name for _, name in self._events):
-            raise UsageError(f"Text {text!r} holds nothing that espeak-ng can say. Give words of the voice's language.")
-        return self._utterance(np.concatenate(self._chunks), self._events)
-
-    def _load(self) -> ctypes.CDLL:
-        """A library without a past: two open handles would be one library that keeps its state."""
-        if _opened and sys.platform != "win32":
-            import _ctypes
-
-            _opened[0].espeak_Terminate()
-            _ctypes.dlclose(_opened.pop()._handle)
-        library = ctypes.CDLL(self._library_path)
-        _opened[:] = [library]
-        data = None if self._data_path is None else self._data_path.encode()
-        self._source_rate = library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS_AS_IPA)
-        if self._source_rate <= 0:
-            raise UsageError(
-                f"espeak-ng cannot read its data in {self._data_path}. Its path may have 150 characters; "
-                "reinstall in a shorter one: pip install wan-s2v[train]."
-            )
-        library.espeak_SetSynthCallback(self._callback)
-        if hasattr(library, "espeak_ng_SetRandSeed"):
-            library.espeak_ng_SetRandSeed.argtypes = [ctypes.c_long]
-            library.espeak_ng_SetRandSeed(1)
-        return library
-
-    def _variants(self) -> frozenset[str]:
-        path = ctypes.c_char_p()
-        # Not a handle of its own: another instance may have closed it by loading the library afresh.
-        _opened[0].espeak_Info(ctypes.byref(path))
-        return _files_in(Path((path.value or b"").decode()) / "voices" / "!v")
-
-    def _receive(self, samples: ctypes._Pointer[ctypes.c_short], count: int, events: ctypes._Pointer[_Event]) -> int:
-        if samples and count > 0:
-            self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
-        index = 0
-        while events[index].type != _EVENT_LIST_END:
-            event = events[index]
-            if event.type == _EVENT_PHONEME:
-                # The 8 bytes need not end in a zero and may stop inside a character.
-                name = ctypes.string_at(ctypes.addressof(event.id), 8).split(b"\0")[0].decode(errors="ignore")
-                self._events.append((event.sample, name))
-            index += 1
-        return 0
-
-    def _utterance(self, samples: NDArray[np.int16], events: list[tuple[int, str]]) -> Utterance:
-        sounds = _mend_boundaries(samples, events, self._source_rate)
-        waveform = soxr.resample(samples.astype(np.float32) / 32768, self._source_rate, SAMPLE_RATE)
-        scale = 1 / self._source_rate
-        phonemes = tuple(
-            Phoneme(
-                _plain(sound.name) or SILENCE,
-                sound.start * scale,
-                sound.end * scale,
-                stressed="ˈ" in sound.name or "ˌ" in sound.name,
-                release_s=None if sound.release is None else sound.release * scale,
-            )
-            for sound in sounds
+        spoken = self._espeak.speak(
+            text, voice.name, rate=rate, pitch=pitch, pitch_range=pitch_range, volume=volume, is_ssml=True
         )
-        return Utterance(waveform.astype(np.float32), phonemes)
+        return _utterance(spoken)
+
+
+def _utterance(spoken: Spoken) -> Utterance:
+    sounds = _mend_boundaries(spoken.samples, spoken.events, spoken.sample_rate)
+    waveform = soxr.resample(spoken.samples.astype(np.float32) / 32768, spoken.sample_rate, SAMPLE_RATE)
+    scale = 1 / spoken.sample_rate
+    phonemes = tuple(
+        Phoneme(
+            _plain(sound.name) or SILENCE,
+            sound.start * scale,
+            sound.end * scale,
+            stressed="ˈ" in sound.name or "ˌ" in sound.name,
+            release_s=None if sound.release is None else sound.release * scale,
+        )
+        for sound in sounds
+    )
+    return Utterance(waveform.astype(np.float32), phonemes)
 
 
 @dataclass(frozen=True)
