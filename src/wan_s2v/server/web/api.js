@@ -1,0 +1,106 @@
+// The server's HTTP interface: one function per route, errors with the server's own words, one token for all of them.
+
+const TOKEN = "wan-s2v.token";
+let enterToken = async () => "";
+let asking = null;
+
+/** What went wrong, as the server says it; status 0 where no server answered. */
+export class ApiError extends Error {
+  constructor(status, message) {
+    super(message);
+    this.status = status;
+  }
+}
+
+/** Sets the function that asks a person for the token; it is told whether one was refused before. */
+export function onTokenWanted(ask) {
+  enterToken = ask;
+}
+
+export const getModel = () => getJson("v1/model");
+export const getStyles = () => getJson("v1/styles");
+export const getVideo = (id) => getJson(`v1/videos/${id}`);
+export const getVideos = (after, limit = 24) => getJson(`v1/videos?limit=${limit}${after ? `&after=${after}` : ""}`);
+export const planVideo = (body, signal) => getJson("v1/plan", { method: "POST", body, signal });
+export const createVideo = (body) => getJson("v1/videos", { method: "POST", body });
+export const cancelVideo = (id) => request(`v1/videos/${id}/cancel`, { method: "POST" });
+export const deleteVideo = (id) => request(`v1/videos/${id}`, { method: "DELETE" });
+
+/** Calls `receive(job)` for every change of a job until it has ended or `signal` aborts; survives lost connections. */
+export async function followVideo(id, receive, signal) {
+  for (;;) {
+    try {
+      const response = await request(`v1/videos/${id}/events`, { signal });
+      for await (const job of events(response.body)) {
+        receive(job);
+        if (!isActive(job)) return;
+      }
+    } catch (error) {
+      if (signal.aborted) return;
+      if (error.status) throw error;
+    }
+    await new Promise((resume) => setTimeout(resume, 1000));
+    if (signal.aborted) return;
+  }
+}
+
+/** Where a job's "content", "sidecar" or "preview" lies; `version` tells growing previews apart. */
+export const mediaUrl = (job, kind, version = null) =>
+  `v1/videos/${job.id}/${kind}${version === null ? "" : `?version=${version}`}`;
+
+export const isActive = (job) => job.status === "queued" || job.status === "running";
+
+async function getJson(path, options) {
+  return (await request(path, options)).json();
+}
+
+async function request(path, options = {}) {
+  const token = sessionStorage.getItem(TOKEN);
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  let response;
+  try {
+    response = await fetch(path, { ...options, headers });
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ApiError(0, "");
+  }
+  if (response.status === 401) {
+    await askToken(token);
+    return request(path, options);
+  }
+  if (!response.ok) throw new ApiError(response.status, await messageOf(response));
+  return response;
+}
+
+/** One question for all requests that were refused; one that was sent with an older token needs none. */
+async function askToken(refused) {
+  if (sessionStorage.getItem(TOKEN) !== refused) return;
+  asking ??= enterToken(Boolean(refused)).finally(() => (asking = null));
+  sessionStorage.setItem(TOKEN, await asking);
+}
+
+async function messageOf(response) {
+  const text = await response.text();
+  try {
+    return JSON.parse(text).error.message;
+  } catch {
+    return `${response.status} ${response.statusText} ${text.slice(0, 300)}`.trim(); // from a proxy, not from our server
+  }
+}
+
+/** The jobs in a stream of server-sent events. */
+async function* events(body) {
+  let text = "";
+  for await (const chunk of chunks(body.pipeThrough(new TextDecoderStream()))) {
+    const blocks = (text + chunk.replaceAll("\r", "")).split("\n\n");
+    text = blocks.pop();
+    for (const block of blocks) {
+      const data = block.split("\n").filter((line) => line.startsWith("data:"));
+      if (data.length) yield JSON.parse(data.map((line) => line.slice(5)).join("\n"));
+    }
+  }
+}
+
+async function* chunks(stream) {
+  const reader = stream.getReader(); // Safari's streams are not iterable
+  for (let part = await reader.read(); !part.done; part = await reader.read()) yield part.value;
+}
