@@ -28,7 +28,7 @@ $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: $(VENV)/installed
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,train]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,train,server]"
 	touch $@
 
 clean:

@@ -21,8 +21,9 @@ RANKS = {
     "training": 7,
     "evaluation": 7,
     "commands": 8,
-    "cli": 9,
-    "__main__": 10,
+    "server": 9,
+    "cli": 10,
+    "__main__": 11,
 }
 STAGE = 2  # audio, image, prompt, video, latents, denoise, …
 

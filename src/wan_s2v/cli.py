@@ -17,9 +17,20 @@ import typer
 from typer import Argument, Option
 
 from wan_s2v import __version__
-from wan_s2v.commands.flags import INPUTS, LORA, OUTPUT, SAMPLING, flag, generation_options, model_choice, takes
+from wan_s2v.commands.flags import (
+    INPUTS,
+    LORA,
+    MACHINE,
+    OUTPUT,
+    SAMPLING,
+    flag,
+    generation_options,
+    model_choice,
+    takes,
+)
 from wan_s2v.commands.official_flags import translate
 from wan_s2v.errors import UsageError, WanS2VError
+from wan_s2v.server.flags import limit_flags, network_flags
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -237,6 +248,28 @@ def batch(
         _print_json({"status": "failed" if failed else "done", "jobs": [o.record() for o in run.outcomes]})
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@takes(network_flags, limit_flags, model_choice)
+def serve(
+    network: dict[str, Any],
+    limits: Any,
+    choice: dict[str, Any],
+    folder: Annotated[Path, flag("Where queue, uploads and results lie.", OUTPUT)] = Path("wan-s2v-server"),
+    enable_cpu_offload: Annotated[
+        bool, flag("Keep only the part that works on the GPU.", MACHINE, "--enable-cpu-offload")
+    ] = False,
+    use_fp16: Annotated[bool, flag("Compute in float16.", MACHINE, "--use-fp16")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Make videos for others over HTTP: a queue that survives restarts, progress, and a web page."""
+    try:
+        from wan_s2v.server.serve import serve as run
+    except ModuleNotFoundError as error:
+        raise UsageError(f"serve needs {error.name}, which is not installed. Install wan-s2v[server].") from error
+
+    run(choice, {"enable_cpu_offload": enable_cpu_offload, "use_fp16": use_fp16}, limits, network, folder)
 
 
 @app.command()

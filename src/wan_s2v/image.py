@@ -102,6 +102,13 @@ def load_image(source: str | Path | Image.Image | np.ndarray) -> LoadedImage:
         return _prepared(image, str(source), warnings)
 
 
+def read_image_size(path: Path) -> tuple[int, int]:
+    """Height and width as stored, from the header alone. Raises: as `load_image`."""
+    image, _ = _open(path)
+    with image:
+        return image.height, image.width
+
+
 def _prepared(image: Image.Image, name: str, warnings: list[str]) -> LoadedImage:
     try:
         _check_pixels(image.height, image.width, name)

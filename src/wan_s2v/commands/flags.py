@@ -124,7 +124,9 @@ LORA: Any = flag(
 def _panel_index(parameter: inspect.Parameter) -> int:
     """Place of a parameter's panel in the help; positional arguments come first."""
     panel = parameter.annotation.__metadata__[0].rich_help_panel
-    return PANELS.index(panel) if panel else -1
+    if not panel:
+        return -1
+    return PANELS.index(panel) if panel in PANELS else len(PANELS)
 
 
 def takes(*groups: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:

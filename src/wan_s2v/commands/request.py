@@ -24,7 +24,7 @@ from wan_s2v.runtime.lora import branch_bytes
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
 from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
 from wan_s2v.runtime.quantization import can_compute_in_eight_bits
-from wan_s2v.runtime.sizes import ModelSizes, PackedSize, how_blocks_run
+from wan_s2v.runtime.sizes import BlocksRun, ModelSizes, PackedSize, how_blocks_run
 from wan_s2v.video import check_output_path
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, find_checkpoint
 from wan_s2v.weights.lora import LoRAFile, check_lora
@@ -74,6 +74,20 @@ class OpenedModel:
     def place(self) -> dict[str, str]:
         """Device and dtype by name."""
         return {"device": str(self.device), "dtype": str(self.dtype).removeprefix("torch.")}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a device offers to one video; found once and handed on where the process that plans must not touch it.
+
+    Args:
+        free_bytes: that the run may use, None if unknown.
+        blocks_run: how the transformer's blocks are computed, and how with preset="fast".
+    """
+
+    free_bytes: int | None
+    blocks_run: BlocksRun
+    fast_blocks_run: BlocksRun
 
 
 @dataclass(frozen=True)
@@ -177,9 +191,20 @@ def check_files(request: Request) -> None:
             raise UsageError(f"Output {request.output} is also the {name}. Choose another output.")
 
 
-def preview(request: Request, model: OpenedModel) -> Preview:
+def find_machine(model: OpenedModel) -> Machine:
+    """What the model's device offers now, to a process that may use it."""
+    on_gpu = model.device.type == "cuda"
+    # what is there already is this model, loaded for a video before, and on the CPU the program itself
+    free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else resident_bytes())
+    fast = how_blocks_run(model.device, is_eight_bit=can_compute_in_eight_bits(model.device))
+    return Machine(free, how_blocks_run(model.device, is_eight_bit=False), fast)
+
+
+def preview(request: Request, model: OpenedModel, machine: Machine | None = None) -> Preview:
     """Open the inputs, plan the run and estimate it; nothing is written.
 
+    Args:
+        machine: found before; None looks now.
     Raises: UsageError, MediaError subclasses, OutputError and, for a LoRA that does not fit, CheckpointError: for
         whatever would make the run fail later.
     """
@@ -189,17 +214,16 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     notes = [note for lora in request.loras for note in check_lora(lora, model.sizes.config)]
     active = any(lora.weight for lora in request.loras)
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
-    on_gpu = model.device.type == "cuda"
-    # what is there already is this model, loaded for a video before, and on the CPU the program itself
-    free = device_budget(model.device, torch.cuda.memory_allocated(model.device) if on_gpu else resident_bytes())
+    machine = find_machine(model) if machine is None else machine
+    free = machine.free_bytes
     least: Offload = "model" if model.offload else "none"
-    # in main memory there is nothing to be gained by moving
-    is_eight_bit = options.preset == "fast" and can_compute_in_eight_bits(model.device)
-    blocks_run = how_blocks_run(model.device, is_eight_bit=is_eight_bit)
+    blocks_run = machine.fast_blocks_run if options.preset == "fast" else machine.blocks_run
     config, dtype = model.sizes.config, model.dtype
     lora_bytes = sum(branch_bytes(lora, config, dtype) for lora in request.loras if lora.weight)
     sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes)
-    policy = choose_policy(sizes, plan.work, dtype, free, least) if on_gpu else MemoryPolicy()
+    # in main memory there is nothing to be gained by moving
+    is_gpu = model.device.type == "cuda"
+    policy = choose_policy(sizes, plan.work, dtype, free, least) if is_gpu else MemoryPolicy()
     needed = estimate(sizes, plan.work, dtype, model.rates, policy)
     needed = replace(needed, peak_bytes=needed.peak_bytes + model.program_bytes)
     warnings = (*plan.warnings, *notes, *model.notes, *_memory_warnings(needed, free, model))
