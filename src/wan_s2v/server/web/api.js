@@ -2,7 +2,7 @@
 
 const TOKEN = "wan-s2v.token";
 let enterToken = async () => "";
-let asking = null;
+let signingIn = null;
 
 /** What went wrong, as the server says it; status 0 where no server answered. */
 export class ApiError extends Error {
@@ -17,11 +17,16 @@ export function onTokenWanted(ask) {
   enterToken = ask;
 }
 
+/** Renews the cookie of media elements, which ends before a tab does. */
+export async function renewSession() {
+  if (sessionStorage.getItem(TOKEN)) await request("v1/session", { method: "POST" });
+}
+
 export const getModel = () => getJson("v1/model");
 export const getStyles = () => getJson("v1/styles");
 export const getVideo = (id) => getJson(`v1/videos/${id}`);
 export const getVideos = (after, limit = 24) => getJson(`v1/videos?limit=${limit}${after ? `&after=${after}` : ""}`);
-export const planVideo = (body, signal) => getJson("v1/plan", { method: "POST", body, signal });
+export const planVideo = (body) => getJson("v1/plan", { method: "POST", body });
 export const createVideo = (body) => getJson("v1/videos", { method: "POST", body });
 export const cancelVideo = (id) => request(`v1/videos/${id}/cancel`, { method: "POST" });
 export const deleteVideo = (id) => request(`v1/videos/${id}`, { method: "DELETE" });
@@ -54,28 +59,37 @@ async function getJson(path, options) {
   return (await request(path, options)).json();
 }
 
-async function request(path, options = {}) {
+async function request(path, options) {
   const token = sessionStorage.getItem(TOKEN);
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
-  let response;
-  try {
-    response = await fetch(path, { ...options, headers });
-  } catch (error) {
-    throw error.name === "AbortError" ? error : new ApiError(0, "");
-  }
+  const response = await send(path, token, options);
   if (response.status === 401) {
-    await askToken(token);
+    if (sessionStorage.getItem(TOKEN) === token) await (signingIn ??= signIn(Boolean(token)));
     return request(path, options);
   }
   if (!response.ok) throw new ApiError(response.status, await messageOf(response));
   return response;
 }
 
-/** One question for all requests that were refused; one that was sent with an older token needs none. */
-async function askToken(refused) {
-  if (sessionStorage.getItem(TOKEN) !== refused) return;
-  asking ??= enterToken(Boolean(refused)).finally(() => (asking = null));
-  sessionStorage.setItem(TOKEN, await asking);
+async function send(path, token, options = {}) {
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  try {
+    return await fetch(path, { ...options, headers });
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new ApiError(0, "");
+  }
+}
+
+/** One question for all requests that were refused, until a token is right; media elements then have their cookie. */
+async function signIn(wasRefused) {
+  try {
+    for (let isWrong = wasRefused; ; isWrong = true) {
+      const token = await enterToken(isWrong);
+      const response = await send("v1/session", token, { method: "POST" });
+      if (response.status !== 401) return sessionStorage.setItem(TOKEN, token);
+    }
+  } finally {
+    signingIn = null;
+  }
 }
 
 async function messageOf(response) {

@@ -1,6 +1,6 @@
 // The page: connects its parts, and shows the one that the address names (#/ or #/shots/ID).
 
-import { ApiError, getModel, getStyles, getVideo, onTokenWanted } from "./api.js";
+import { ApiError, getModel, getStyles, getVideo, onTokenWanted, renewSession } from "./api.js";
 import { Compose } from "./compose.js";
 import { $, $$, say } from "./dom.js";
 import { onLanguage, setLanguage, t, translatePage } from "./i18n.js";
@@ -10,8 +10,10 @@ import { Watch } from "./watch.js";
 const RETRY_MS = 3000;
 
 const shots = new Shots();
+const portraits = new Map(); // job id → address of its portrait, for shots that were started here
 const compose = new Compose($("#compose"), (job, picture) => {
-  shots.put(job, picture);
+  portraits.set(job.id, URL.createObjectURL(picture));
+  shots.put(job, portraits.get(job.id));
   location.hash = `#/shots/${job.id}`;
 });
 const watch = new Watch($("#watch"), (name) => compose.options.styleText(name), {
@@ -38,11 +40,12 @@ async function showAddress() {
   $("#watch").hidden = !isWatching;
   $("#compose").hidden = isWatching;
   window.scrollTo(0, 0);
+  if (isWatching) $("#watch h1").focus({ preventScroll: true });
 }
 
 async function openShot(id) {
   try {
-    watch.open(shots.jobs.get(id) ?? (await getVideo(id)));
+    watch.open(shots.jobs.get(id) ?? (await getVideo(id)), portraits.get(id));
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     say($("#trouble"), error.message || t("offline"));
@@ -66,6 +69,7 @@ function askToken(wasRefused) {
 
 async function connect() {
   try {
+    await renewSession();
     const [found, { styles }] = await Promise.all([getModel(), getStyles()]);
     model = found;
     compose.offer(model, styles);

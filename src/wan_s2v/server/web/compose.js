@@ -10,10 +10,11 @@ import { Voice } from "./voice.js";
 const PAUSE_MS = 350; // without a change, before the server is asked for a plan
 
 export class Compose {
-  /** @param onStarted called with the job that was accepted. */
+  /** @param onStarted called with the job that was accepted and its portrait, a file. */
   constructor(form, onStarted) {
     this.onStarted = onStarted;
     this.planned = null;
+    this.numChanges = 0;
     const change = () => this.#changed();
     this.picture = new Picture($("#picture"), change);
     this.voice = new Voice($("#voice"), () => {
@@ -55,33 +56,45 @@ export class Compose {
     return this.picture.file !== null && this.voice.isReady;
   }
 
-  /** What is known is of before the change; a new plan is asked for once changes pause. */
+  /** What is known may be wrong now; the server is asked again once changes pause. */
   #changed() {
-    this.asking?.abort();
-    this.asking = new AbortController();
+    this.numChanges += 1;
     clearTimeout(this.pause);
     this.problem = null;
     this.isThinking = this.#isReady;
-    if (this.#isReady) this.pause = setTimeout(() => this.#plan(this.asking.signal), PAUSE_MS);
+    if (this.#isReady) this.pause = setTimeout(() => this.#plan(), PAUSE_MS);
     else this.#forget();
     this.#show();
   }
 
-  async #plan(signal) {
+  /** Asks for one plan at a time, and for another one if something has changed meanwhile. */
+  async #plan() {
+    if (this.isPlanning) return;
+    this.isPlanning = true;
+    const asked = this.numChanges;
+    const isCurrent = () => asked === this.numChanges;
     try {
-      const planned = await planVideo(this.#request(), signal);
-      if (signal.aborted) return;
-      this.planned = planned;
-      const { width, height } = planned;
-      this.picture.frameAs({ width, height, fit: this.options.fit, exact: this.options.isExact });
-      this.voice.showClips(planned.plan?.frames_per_clip ?? Array(planned.num_clips).fill(1));
+      const planned = await planVideo(this.#request());
+      if (isCurrent()) this.#take(planned);
     } catch (error) {
-      if (signal.aborted) return;
-      this.#fail(error);
-      this.#forget();
+      if (isCurrent()) this.#refuse(error);
     }
-    this.isThinking = false;
+    this.isPlanning = false;
+    if (isCurrent()) this.isThinking = false;
+    else if (this.#isReady) this.#plan();
     this.#show();
+  }
+
+  #take(planned) {
+    this.planned = planned;
+    const { width, height } = planned;
+    this.picture.frameAs({ width, height, fit: this.options.fit, exact: this.options.isExact });
+    this.voice.showClips(planned.plan.frames_per_clip);
+  }
+
+  #refuse(error) {
+    this.#fail(error);
+    this.#forget();
   }
 
   #forget() {
@@ -96,7 +109,7 @@ export class Compose {
     this.#show();
     try {
       const job = await createVideo(this.#request());
-      this.onStarted(job, this.picture.image.src);
+      this.onStarted(job, this.picture.file);
     } catch (error) {
       this.#fail(error);
     }

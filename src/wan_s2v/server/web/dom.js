@@ -28,7 +28,7 @@ export function icon(name) {
 
 /** Shows an element with this text, or hides it where there is none. */
 export function say(element, text) {
-  element.textContent = text || "";
+  if (element.textContent !== (text || "")) element.textContent = text || ""; // live regions speak whatever is written
   element.hidden = !text;
 }
 

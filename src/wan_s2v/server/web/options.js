@@ -104,7 +104,7 @@ export class Options {
     }
     if (params.num_frames) chosen.length = (params.num_frames / (params.fps || this.defaults.fps)).toFixed(2);
     this.write(chosen);
-    $(".more", this.form).open = ["length", "fps", "seed", "num_inference_steps", "guidance_scale", "num_clips"].some(
+    $(".more", this.form).open = ["fps", "seed", "num_inference_steps", "guidance_scale", "num_clips"].some(
       (name) => chosen[name] !== undefined,
     );
   }
@@ -160,9 +160,9 @@ export class Options {
     const smaller = Object.entries(KNOWN_SIZES).filter(([, area]) => area < own);
     const half = own < 640 * 368 ? [[`${squareText(own * 0.5625)}`, Math.round(own * 0.5625)]] : [];
     $("#size").replaceChildren(
-      make("option", { value: "" }, t("size.own", { size: sizeName(own) })),
+      make("option", { value: "" }, sizeName(own)),
       ...[...smaller, ...half].map(([name, area]) =>
-        make("option", { value: area }, t("size.up-to", { size: name })),
+        make("option", { value: area }, name),
       ),
       make("option", { value: "exact" }, t("size.exact")),
     );

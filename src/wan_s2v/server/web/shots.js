@@ -1,7 +1,7 @@
 // The queue and the history, newest first, as cards with a frame of each film.
 
 import { ApiError, getVideos, isActive, mediaUrl } from "./api.js";
-import { $, make, say } from "./dom.js";
+import { $, icon, make, say } from "./dom.js";
 import { closeVideo, frameAt, openVideo } from "./film.js";
 import { onLanguage, t } from "./i18n.js";
 import { detail, headline } from "./watch.js";
@@ -83,7 +83,7 @@ export class Shots {
   }
 
   #add(job) {
-    const poster = make("span", { className: "poster" });
+    const poster = make("span", { className: "poster" }, icon("film"));
     const bar = make("span", { className: "bar" }, make("i"));
     const text = make("span", { className: "card-text" }, make("strong"), make("small"));
     const link = make("a", { href: `#/shots/${job.id}` }, poster, bar, text);

@@ -25,11 +25,13 @@ export class Watch {
     onLanguage(() => this.job && this.#show());
   }
 
-  /** Follows a job until another one is opened or `close` is called. */
-  open(job, picture = null) {
+  /** Follows a job, before its picture if that is known, until another one is opened or `close` is called. */
+  open(job, picture) {
     this.close();
     this.job = null;
-    this.picture = picture;
+    const backdrop = $(".backdrop", this.root);
+    backdrop.hidden = !picture;
+    if (picture) backdrop.src = picture;
     this.numShown = 0;
     this.following = new AbortController();
     $(".strip", this.root).replaceChildren();
@@ -39,6 +41,7 @@ export class Watch {
 
   close() {
     this.following?.abort();
+    document.title = "Wan S2V";
     this.video.pause();
     if (this.video.hasAttribute("src")) closeVideo(this.video);
     this.video.hidden = true;
@@ -88,7 +91,8 @@ export class Watch {
   #show() {
     const { root, job } = this;
     root.dataset.status = job.status;
-    $("h1", root).textContent = headline(job);
+    say($("h1", root), headline(job));
+    document.title = `${headline(job)} · Wan S2V`;
     say($(".detail", root), detail(job));
     say($(".error", root), job.error);
     list($(".warnings", root), job.warnings);
@@ -151,8 +155,8 @@ export class Watch {
       const isNow = job.status === "running" && index === done;
       cell.className = index < done ? "done" : isNow ? "now" : "";
       cell.setAttribute("aria-label", t("strip.clip", { number: index + 1 }));
-      const { step = 0, num_steps: steps = 1 } = job.progress ?? {};
-      $("i", cell).style.width = isNow ? `${Math.round((100 * step) / steps)}%` : "0";
+      const share = (job.progress?.fraction ?? 0) * count - index;
+      $("i", cell).style.width = isNow ? `${Math.round(100 * share)}%` : "0";
       if (isNow) keepInSight(strip, cell);
     });
     strip.hidden = job.status === "failed" || job.status === "cancelled";
@@ -169,6 +173,7 @@ export class Watch {
     const address = clips && mediaUrl(job, isDone ? "content" : "preview", clips);
     if (!clips || video.getAttribute("src") === address) return;
     this.numShown = clips;
+    $(".backdrop", this.root).hidden = true;
     say($(".waiting", this.root), "");
     continueWith(video, address);
     this.#fillStrip(address, clips, this.following.signal);
@@ -212,9 +217,9 @@ export function detail(job) {
   if (status === "queued") return position > 1 ? t("queue.behind", { count: position - 1 }) : t("queue.next");
   if (status === "done") return t("took", { time: timeText(job.finished_at - job.started_at) });
   if (status !== "running" || !progress) return "";
-  const step = progress.step ? t("running.step", { step: progress.step, count: progress.num_steps }) : "";
-  const left = progress.seconds_left == null ? "" : t("running.left", { time: timeText(progress.seconds_left) });
-  return [step, left].filter(Boolean).join(" · ");
+  const step = t("stage.denoising", { step: progress.step, count: progress.num_steps });
+  const stage = progress.stage === "denoising" ? step : t(`stage.${progress.stage}`);
+  return `${stage} · ${t("running.left", { time: timeText(progress.seconds_left) })}`;
 }
 
 const numClips = (job) => job.progress?.num_clips ?? job.plan?.num_clips ?? 1;
