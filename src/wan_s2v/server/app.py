@@ -43,7 +43,7 @@ def create_app(service: Service, is_stopping: Callable[[], bool] = lambda: False
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        await service.supervisor.start()
+        service.supervisor.start()
         tidying = asyncio.create_task(_tidy(service))
         yield
         tidying.cancel()
@@ -66,7 +66,6 @@ def create_app(service: Service, is_stopping: Callable[[], bool] = lambda: False
     _answer_problems(app, service)
     app.include_router(video_routes(service, is_stopping))
     _add_facts(app, service)
-    _add_session(app, service)
     add_pages(app)
     return app
 
@@ -115,8 +114,13 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         return StyleList(styles=[StyleBody(**asdict(style)) for style in STYLES])
 
     @app.get("/v1/model", responses=problems())
-    async def show_model(_owner: Owner) -> ModelBody:
-        """The model, where it runs, and what it may be asked."""
+    async def show_model(request: Request, response: Response, owner: Owner) -> ModelBody:
+        """The model, where it runs, and what it may be asked.
+
+        The answer to a token carries a cookie that opens what is only read, for video elements, which cannot send one.
+        """
+        if "authorization" in request.headers:
+            _give_cookie(response, service.tokens.cookie(owner), is_safe=request.url.scheme == "https")
         bounds = ModelLimits(**{name: limits[name] for name in ModelLimits.model_fields})
         shown: dict[str, Any] = {name: facts[name] for name in ("name", "device", "dtype", "presets", "defaults")}
         return ModelBody(**shown, limits=bounds, voices=[], allows_urls=service.settings.allow_urls)
@@ -143,24 +147,8 @@ def _state(ready: int, workers: int, restarts: int) -> Literal["ok", "starting",
     return "degraded" if restarts else "starting"
 
 
-def _add_session(app: FastAPI, service: Service) -> None:
-    @app.post("/v1/session", status_code=204, responses=problems())
-    async def start_session(request: Request, response: Response, owner: Owner) -> None:
-        """A cookie that a browser needs where it cannot send the token: in a video element and an EventSource."""
-        response.set_cookie(
-            COOKIE,
-            service.tokens.cookie(owner),
-            max_age=COOKIE_S,
-            path="/v1",
-            secure=request.url.scheme == "https",
-            httponly=True,
-            samesite="strict",
-        )
-
-    @app.delete("/v1/session", status_code=204, responses=problems())
-    async def end_session(response: Response, _owner: Owner) -> None:
-        """Take the cookie back."""
-        response.delete_cookie(COOKIE, path="/v1")
+def _give_cookie(response: Response, cookie: str, *, is_safe: bool) -> None:
+    response.set_cookie(COOKIE, cookie, max_age=COOKIE_S, path="/v1", secure=is_safe, httponly=True, samesite="strict")
 
 
 class _SafeHeaders:

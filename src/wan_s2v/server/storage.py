@@ -59,6 +59,11 @@ class JobFiles:
     def num_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
+    def remove_temporaries(self) -> None:
+        """Files without a name yet, of a process that was killed while it wrote them."""
+        for path in self.folder.glob(".*"):
+            path.unlink()
+
     def remove_results(self) -> None:
         """What a cancelled or failed job leaves; its inputs stay until it is deleted."""
         inputs = {self.image, self.audio, self.pose_video}

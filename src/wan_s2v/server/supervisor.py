@@ -25,7 +25,7 @@ from wan_s2v.server.problems import Problem
 
 _GRACE_S: Final = 60.0  # for a worker's running step, at the end of the server
 _STEADY_S: Final = 60.0  # a process that ran so long starts again at once
-_LONGEST_PAUSE_S: Final = 30.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 0.25, 30.0
 _LINE_BYTES: Final = 1 << 26  # longest answer of the planner
 
 
@@ -58,7 +58,7 @@ class Worker:
 
     async def run(self) -> None:
         """Until `stop`."""
-        pause = 1.0
+        pause = _SHORTEST_PAUSE_S
         while not self._stopping:
             started = time.monotonic()
             how = await self._live()
@@ -68,7 +68,7 @@ class Worker:
             self._queue.worker_died(self.slot, how)
             print(f"worker {self.slot} ended ({how}); it starts again", file=sys.stderr, flush=True)
             self.restarts += 1
-            pause = 1.0 if time.monotonic() - started > _STEADY_S else min(2 * pause, _LONGEST_PAUSE_S)
+            pause = _SHORTEST_PAUSE_S if time.monotonic() - started > _STEADY_S else min(2 * pause, _LONGEST_PAUSE_S)
             await asyncio.sleep(pause)
 
     async def _live(self) -> str:
@@ -128,7 +128,7 @@ class Planner:
 
     async def _ask(self, task: bytes) -> dict[str, Any]:
         try:
-            process = await self.start()
+            process = await self._running()
             assert process.stdin is not None
             assert process.stdout is not None
             process.stdin.write(task)
@@ -144,8 +144,12 @@ class Planner:
             await self.stop()
             raise
 
-    async def start(self) -> asyncio.subprocess.Process:
-        """The running process."""
+    async def warm_up(self) -> None:
+        """Start the process before the first task."""
+        async with self._free:
+            await self._running()
+
+    async def _running(self) -> asyncio.subprocess.Process:
         if self._process is None or self._process.returncode is not None:
             self._process = process = await _start("wan_s2v.server.planner", environment={})
             assert process.stdin is not None
@@ -173,9 +177,10 @@ class Supervisor:
         self.workers = [Worker(slot, program, model, queue) for slot in range(count)]
         self._tasks: list[asyncio.Task[None]] = []
 
-    async def start(self) -> None:
+    def start(self) -> None:
+        """In a running event loop."""
         self._tasks = [asyncio.create_task(worker.run()) for worker in self.workers]
-        await self.planner.start()
+        self._tasks.append(asyncio.create_task(self.planner.warm_up()))
 
     def wake(self) -> None:
         """There is a new job."""

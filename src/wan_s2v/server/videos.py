@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated, Any, Final
 from fastapi import APIRouter, Header, Query, Request
 from fastapi import Path as InPath
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import FileResponse, Response, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 
 from wan_s2v.server.access import Owner
 from wan_s2v.server.documents import problems, submission
@@ -94,11 +95,12 @@ def _add_file_routes(router: APIRouter, service: Service, is_stopping: Callable[
         path = service.files(job).video
         return FileResponse(path, 200, headers, "video/mp4", filename=name, content_disposition_type="inline")
 
-    @router.get("/videos/{video_id}/sidecar", response_class=Response, responses=missing | _file("application/json"))
-    def send_record(owner: Owner, video_id: VideoId) -> Response:
+    @router.get("/videos/{video_id}/sidecar", responses=missing | _file("application/json"))
+    def send_record(owner: Owner, video_id: VideoId) -> JSONResponse:
         """Versions, options, seeds, times and warnings: all that is needed to make the video again."""
         files = service.files(_done(service.queue.get(video_id, owner)))
-        return Response(files.public(files.sidecar.read_text(encoding="utf-8")), media_type="application/json")
+        record = json.loads(files.public(files.sidecar.read_text(encoding="utf-8")))
+        return JSONResponse(record | {"model": service.facts["name"]})  # not where it lies
 
     @router.get(
         "/videos/{video_id}/preview",

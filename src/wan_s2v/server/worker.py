@@ -76,6 +76,7 @@ class Worker:
     def make(self, job: Job, pipeline: WanS2VPipeline) -> None:
         """Bring a claimed job to its end; what is not about the job itself passes through and ends the process."""
         files = self._storage.files(job.id)
+        files.remove_temporaries()
         try:
             wanted = preview(request_of(job.params, files), self._model)
             if not is_complete(wanted):
