@@ -17,11 +17,7 @@ export function onTokenWanted(ask) {
   enterToken = ask;
 }
 
-/** Renews the cookie of media elements, which ends before a tab does. */
-export async function renewSession() {
-  if (sessionStorage.getItem(TOKEN)) await request("v1/session", { method: "POST" });
-}
-
+/** Facts about the server; for a token it also gives the cookie that media elements show. */
 export const getModel = () => getJson("v1/model");
 export const getStyles = () => getJson("v1/styles");
 export const getVideo = (id) => getJson(`v1/videos/${id}`);
@@ -79,12 +75,12 @@ async function send(path, token, options = {}) {
   }
 }
 
-/** One question for all requests that were refused, until a token is right; media elements then have their cookie. */
+/** One question for all requests that were refused, until a token is right. */
 async function signIn(wasRefused) {
   try {
     for (let isWrong = wasRefused; ; isWrong = true) {
       const token = await enterToken(isWrong);
-      const response = await send("v1/session", token, { method: "POST" });
+      const response = await send("v1/model", token);
       if (response.status !== 401) return sessionStorage.setItem(TOKEN, token);
     }
   } finally {

@@ -1,6 +1,6 @@
 // The page: connects its parts, and shows the one that the address names (#/ or #/shots/ID).
 
-import { ApiError, getModel, getStyles, getVideo, onTokenWanted, renewSession } from "./api.js";
+import { ApiError, getModel, getStyles, getVideo, onTokenWanted } from "./api.js";
 import { Compose } from "./compose.js";
 import { $, $$, say } from "./dom.js";
 import { onLanguage, setLanguage, t, translatePage } from "./i18n.js";
@@ -69,7 +69,6 @@ function askToken(wasRefused) {
 
 async function connect() {
   try {
-    await renewSession();
     const [found, { styles }] = await Promise.all([getModel(), getStyles()]);
     model = found;
     compose.offer(model, styles);
