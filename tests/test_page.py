@@ -256,7 +256,7 @@ def test_a_recorded_voice_is_planned_and_a_started_shot_can_be_cancelled(visit: 
     visit.until("/^0:0[2-9]/.test(document.querySelector('.record-text span').textContent)")
     assert visit.painted(".meter")
     page.click(".record")
-    page.wait_for_selector(".file-name:has-text('webm')")
+    page.wait_for_selector(".file-name:has-text('Recording')")
     visit.until("/^[2-4]\\.\\d s/.test(document.querySelector('#plan').textContent)")
     visit.start()
     page.click(".cancel")

@@ -1,5 +1,7 @@
 // The server's HTTP interface: one function per route, errors with the server's own words, one token for all of them.
 
+import { isActive } from "./job.js";
+
 const TOKEN = "wan-s2v.token";
 let enterToken = async () => "";
 let signingIn = null;
@@ -48,8 +50,6 @@ export async function followVideo(id, receive, signal) {
 /** Where a job's "content", "sidecar" or "preview" lies; `version` tells growing previews apart. */
 export const mediaUrl = (job, kind, version = null) =>
   `v1/videos/${job.id}/${kind}${version === null ? "" : `?version=${version}`}`;
-
-export const isActive = (job) => job.status === "queued" || job.status === "running";
 
 async function getJson(path, options) {
   return (await request(path, options)).json();

@@ -19,7 +19,7 @@ const compose = new Compose($("#compose"), (job, picture) => {
 const watch = new Watch($("#watch"), (name) => compose.options.styleText(name), {
   changed: (job) => shots.put(job),
   again: (job) => {
-    compose.options.writeParams(job.params);
+    compose.options.writeJob(job);
     location.hash = "#/";
     compose.refresh();
   },

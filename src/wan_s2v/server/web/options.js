@@ -93,8 +93,8 @@ export class Options {
     $("#exact").hidden = $("#size").value !== "exact";
   }
 
-  /** Takes over the parameters of a job that was made before. */
-  writeParams(params) {
+  /** Takes over what was chosen for a job. */
+  writeJob({ params, plan }) {
     const chosen = { shape: "picture", size: "", preset: "exact", fit: "crop", ...params };
     if (params.area) chosen.size = String(params.area);
     if (params.width && params.height) chosen.size = "exact";
@@ -102,9 +102,9 @@ export class Options {
       const style = this.styles.find((known) => known.name === name);
       if (style) chosen[`style-${style.kind}`] = name;
     }
-    if (params.num_frames) chosen.length = (params.num_frames / (params.fps || this.defaults.fps)).toFixed(2);
+    if (params.num_frames) chosen.length = (params.num_frames / plan.fps).toFixed(2);
     this.write(chosen);
-    $(".more", this.form).open = ["fps", "seed", "num_inference_steps", "guidance_scale", "num_clips"].some(
+    $(".more", this.form).open = ["fps", "seed", "num_inference_steps", "guidance_scale"].some(
       (name) => chosen[name] !== undefined,
     );
   }

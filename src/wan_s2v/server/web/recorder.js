@@ -59,10 +59,8 @@ export class Recorder {
     context.close();
     this.recording = null;
     this.#describe();
-    const type = recorder.mimeType.split(";")[0];
-    const ending = type.includes("mp4") ? "m4a" : type.split("/")[1];
-    const name = `${t("record.name", { time: timecode(seconds) })}.${ending}`;
-    this.onDone(new File(parts, name, { type }));
+    const name = t("record.name", { time: t("time.s", { s: seconds.toFixed(1) }) });
+    this.onDone(new File(parts, name, { type: recorder.mimeType }));
   }
 
   #listen() {

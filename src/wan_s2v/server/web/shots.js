@@ -1,10 +1,10 @@
 // The queue and the history, newest first, as cards with a frame of each film.
 
-import { ApiError, getVideos, isActive, mediaUrl } from "./api.js";
+import { ApiError, getVideos, mediaUrl } from "./api.js";
 import { $, icon, make, say } from "./dom.js";
 import { closeVideo, frameAt, openVideo } from "./film.js";
 import { onLanguage, t } from "./i18n.js";
-import { detail, headline } from "./watch.js";
+import { detail, headline, isActive } from "./job.js";
 
 const POLL_MS = 2500; // while something is in the queue
 const POSTER_HEIGHT = 360; // pixels

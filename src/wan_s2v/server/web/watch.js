@@ -1,9 +1,10 @@
 // One shot: its progress clip by clip with the growing preview, then the result.
 
-import { ApiError, cancelVideo, deleteVideo, followVideo, isActive, mediaUrl } from "./api.js";
+import { ApiError, cancelVideo, deleteVideo, followVideo, mediaUrl } from "./api.js";
 import { $, $$, list, make, say } from "./dom.js";
 import { closeVideo, frameAt, openVideo } from "./film.js";
-import { currentLanguage, onLanguage, t, timeText } from "./i18n.js";
+import { currentLanguage, onLanguage, t } from "./i18n.js";
+import { detail, headline, isActive, numClips, numDone } from "./job.js";
 
 const STRIP_HEIGHT = 160; // pixels of a still, twice what the strip shows
 const LAST_FRAME_S = 0.05; // a video that stopped this near to its end has ended
@@ -107,7 +108,7 @@ export class Watch {
   #showBar() {
     const bar = $(".bar", this.root);
     const percent = Math.round(100 * (this.job.progress?.fraction ?? 0));
-    bar.hidden = !isActive(this.job);
+    bar.hidden = this.job.status !== "running";
     bar.setAttribute("aria-valuenow", percent);
     $("i", bar).style.width = `${percent}%`;
   }
@@ -202,33 +203,6 @@ export class Watch {
     }
     return stills;
   }
-}
-
-/** What a job is doing, in a few words. */
-export function headline(job) {
-  const { progress } = job;
-  if (job.status !== "running" || !progress) return t(`status.${job.status}`);
-  return t("running.clip", { clip: progress.clip, count: progress.num_clips });
-}
-
-/** What comes next: the queue before it, the time left, the time it took. */
-export function detail(job) {
-  const { progress, status, position } = job;
-  if (status === "queued") return position > 1 ? t("queue.behind", { count: position - 1 }) : t("queue.next");
-  if (status === "done") return t("took", { time: timeText(job.finished_at - job.started_at) });
-  if (status !== "running" || !progress) return "";
-  const step = t("stage.denoising", { step: progress.step, count: progress.num_steps });
-  const stage = progress.stage === "denoising" ? step : t(`stage.${progress.stage}`);
-  return `${stage} · ${t("running.left", { time: timeText(progress.seconds_left) })}`;
-}
-
-const numClips = (job) => job.progress?.num_clips ?? job.plan?.num_clips ?? 1;
-
-/** Finished clips. */
-function numDone(job) {
-  if (job.status === "done") return numClips(job);
-  if (!job.progress) return 0;
-  return job.progress.stage === "writing" ? job.progress.num_clips : job.progress.clip - 1;
 }
 
 /** Changes to a longer version of a video without losing the viewer's place. */
