@@ -190,7 +190,9 @@ def memory(words: argparse.Namespace, folder: Path, model: str) -> dict[str, obj
     server = Server(folder / "server", model).start()
     measured = []
     for number in range(words.jobs):
-        answer = httpx2.post(f"{server.address}/v1/videos", files=inputs(), data=SMALL | {"seed": str(number)}, timeout=60)
+        answer = httpx2.post(
+            f"{server.address}/v1/videos", files=inputs(), data=SMALL | {"seed": str(number)}, timeout=60
+        )
         address = f"{server.address}/v1/videos/{answer.json()['id']}"
         with httpx2.stream("GET", f"{address}/events", timeout=60) as events:
             events.read()
@@ -212,7 +214,18 @@ def overhead(words: argparse.Namespace, folder: Path, _model: str) -> dict[str, 
     count = words.jobs + 1  # the first one warms up
     lines = [json.dumps(common | {"seed": n, "output": f"cli{n}.mp4"}) for n in range(count)]
     jobs.write_text("\n".join(lines) + "\n")
-    command = [sys.executable, "-m", "wan_s2v", "batch", str(jobs), "--output-dir", str(folder), "--device", "cpu", "-q"]
+    command = [
+        sys.executable,
+        "-m",
+        "wan_s2v",
+        "batch",
+        str(jobs),
+        "--output-dir",
+        str(folder),
+        "--device",
+        "cpu",
+        "-q",
+    ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     report = [json.loads(line) for line in (folder / "jobs.jsonl.report.jsonl").read_text().splitlines()]
     batch_s = [entry["seconds"] for entry in report][1:]
@@ -245,7 +258,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=200)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--pause", type=float, default=15.0, help="longest time in seconds from a start to the next kill")
+    parser.add_argument("--pause", type=float, default=15.0, help="most seconds from a start to the next kill")
     parser.add_argument("--examples", type=int, default=200, help="per operation")
     parser.add_argument("--keep-log", action="store_true", help="of schemathesis, as schemathesis.log")
     parser.add_argument("--image", type=Path, default=DEMO / "portrait.png")
