@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,6 +153,7 @@ class Housekeeper:
 
     def __init__(self, queue: Queue, storage: Storage, limits: Limits) -> None:
         self._queue, self._storage, self._limits = queue, storage, limits
+        self._purging = threading.Lock()
         self.evicted = 0
 
     def tidy(self) -> None:
@@ -194,11 +196,12 @@ class Housekeeper:
 
     def purge(self) -> None:
         """Remove the files and rows of deleted jobs that nobody works on."""
-        for job in self._queue.deleted():
-            folder = self._storage.files(job.id).folder
-            if folder.exists():
-                shutil.rmtree(folder)
-            self._queue.purge(job)
+        with self._purging:
+            for job in self._queue.deleted():
+                folder = self._storage.files(job.id).folder
+                if folder.exists():
+                    shutil.rmtree(folder)
+                self._queue.purge(job)
 
 
 def _flush(path: Path) -> None:
