@@ -132,8 +132,10 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         if "authorization" in request.headers:
             _give_cookie(response, service.tokens.cookie(owner), is_safe=request.url.scheme == "https")
         bounds = ModelLimits(**{name: limits[name] for name in ModelLimits.model_fields})
-        shown: dict[str, Any] = {name: facts[name] for name in ("name", "device", "dtype", "presets", "defaults")}
-        return ModelBody(**shown, limits=bounds, voices=[], allows_urls=service.settings.allow_urls)
+        shown: dict[str, Any] = {
+            name: facts[name] for name in ("name", "device", "dtype", "presets", "defaults", "voices")
+        }
+        return ModelBody(**shown, limits=bounds, allows_urls=service.settings.allow_urls)
 
     @app.get("/health", responses={503: {"model": Health, "description": "No video can be made now."}})
     async def show_health(response: Response) -> Health:

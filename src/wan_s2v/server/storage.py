@@ -38,6 +38,10 @@ class JobFiles:
         return self.folder / "audio"
 
     @property
+    def vocals(self) -> Path:
+        return self.folder / "vocals"
+
+    @property
     def pose_video(self) -> Path:
         return self.folder / "pose_video"
 
@@ -67,7 +71,7 @@ class JobFiles:
 
     def remove_results(self) -> None:
         """What a cancelled or failed job leaves; its inputs stay until it is deleted."""
-        inputs = {self.image, self.audio, self.pose_video}
+        inputs = {self.image, self.audio, self.vocals, self.pose_video}
         for path in set(self.folder.iterdir()) - inputs:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
