@@ -68,9 +68,7 @@ def test_a_video_is_made_and_can_be_fetched(server, done):
     client, service = server
     assert done["status"] == "done", done["error"]
     assert done["params"]["seed"] == done["plan"]["seed"] == 5
-    assert done["plan"]["options"]["prompt"] == "A talk. Close-up of the face, warm colours of amber and orange." or (
-        "warm colours" in done["plan"]["options"]["prompt"].lower()
-    )
+    assert done["plan"]["options"]["prompt"] == "A talk. Warm colours of amber and orange, close-up of the face."
     assert done["created_at"] <= done["started_at"] <= done["finished_at"]
     assert (done["position"], done["progress"], done["has_preview"]) == (None, None, False)
     content = client.get(f"/v1/videos/{done['id']}/content")
@@ -119,7 +117,7 @@ def test_the_same_request_gives_the_frames_of_the_command_line(server, facts, do
 
 def test_events_tell_of_every_change_and_end_with_the_job(server):
     client, _ = server
-    job = submit(client)
+    job = submit(client, num_inference_steps="60")
     with client.stream("GET", f"/v1/videos/{job['id']}/events") as stream:
         assert stream.headers["content-type"].startswith("text/event-stream")
         text = "".join(stream.iter_text())
@@ -249,7 +247,8 @@ def test_hostile_files_get_one_clear_line(server, name):
     field, data = HOSTILE[name]
     # names and types are lies, too
     files = inputs() | {field: ("../../../../etc/passwd\0.png", data, "image/png")}
-    refused = client.post("/v1/videos", files=files, data=SMALL)
+    options = {name: value for name, value in SMALL.items() if name != "num_frames"}  # all of the sound
+    refused = client.post("/v1/videos", files=files, data=options)
     assert refused.status_code in (413, 415, 422), refused.text
     text = message(refused)
     assert field in text
@@ -306,13 +305,11 @@ def test_bodies_that_cannot_be_read(server):
     assert post("/v1/plan", content=b"x", headers={"Content-Type": "multipart/form-data"}).status_code == 400
     assert post("/v1/plan", json={"image_url": "http://example.com/a.png"}).status_code == 415
     assert post("/v1/plan").status_code == 415
-    many = [("style", f"{n}") for n in range(200)]
-    assert (
-        post("/v1/plan", files=[*inputs().items(), *((name, (None, value)) for name, value in many)]).status_code == 400
-    )
+    many = [*inputs().items(), *(("style", (None, f"{number}")) for number in range(200))]
+    assert post("/v1/plan", files=many).status_code == 400
     large = post("/v1/plan", files=inputs() | {"image": bytes(3 * MIB)}, data=SMALL)
     assert (large.status_code, large.json()["error"]["type"]) == (413, "too_large")
-    huge = post("/v1/plan", files=inputs() | {"image": bytes(8 * MIB)}, data=SMALL)
+    huge = post("/v1/plan", files=inputs() | {"image": bytes(10 * MIB)}, data=SMALL)
     assert "The request has more than" in message(huge)
     assert list(service.storage.incoming.iterdir()) == []
 
