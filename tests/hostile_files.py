@@ -1,4 +1,4 @@
-"""Files that a stranger might send: damaged, of the wrong kind, much larger inside than outside, or pointing elsewhere."""
+"""Files that a stranger might send: damaged, of the wrong kind, larger inside than outside, or pointing elsewhere."""
 
 from __future__ import annotations
 
@@ -56,8 +56,11 @@ def _pictures() -> dict[str, bytes]:
         "png bomb of 400 million pixels": _png_bomb(20_000, 20_000),
         "png bomb of 900 million pixels": _png_bomb(30_000, 30_000),
         "png of 2^31 a side": _png_header(2**31 - 1, 2**31 - 1) + _chunk(b"IEND", b""),
-        "gif of 65535 a side": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x00;",
-        "bmp of a huge side": b"BM" + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
+        "gif of 65535 a side": b"GIF89a"
+        + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0)
+        + b",\0\0\0\0\xff\xff\xff\xff\0\x02\x00;",
+        "bmp of a huge side": b"BM"
+        + struct.pack("<IHHIIiiHHIIiiII", 54, 0, 0, 54, 40, 2**30, 2**30, 1, 24, 0, 0, 0, 0, 0, 0),
         "tiff that points to itself": b"II*\0\x08\0\0\0" + struct.pack("<H", 0) + struct.pack("<I", 8),
         "one pixel": _saved("PNG", (1, 1)),
         "too thin": _saved("PNG", (4000, 2)),

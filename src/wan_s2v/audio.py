@@ -78,7 +78,9 @@ class _Block(NamedTuple):
     num_channels: int
 
 
-def load_waveform(source: str | Path | tuple[np.ndarray, int], *, duration_s: float | None = None) -> Waveform:
+def load_waveform(
+    source: str | Path | tuple[np.ndarray, int], *, start_s: float | Fraction = 0, duration_s: float | None = None
+) -> Waveform:
     """The sound of a file, or of an array with its sample rate, as 16 kHz mono.
 
     The full-rate signal is never in memory as a whole. Of several audio streams the one a player would choose is read.
@@ -86,10 +88,10 @@ def load_waveform(source: str | Path | tuple[np.ndarray, int], *, duration_s: fl
     Args:
         source: any container with sound that PyAV reads; or (samples, sample_rate) with samples (n,), (n, channels)
             or (channels, n), integers at full scale or floats in -1…1.
-        duration_s: stop after so many seconds of sound, but not before the encoder's minimum of 45 ms. What is kept
-            equals the start of the whole sound.
-    Raises: UsageError for a path, array or rate that is not accepted; AudioTooShortError under 45 ms; AudioError for
-        content that cannot be decoded or is not finite.
+        start_s: leave out so many seconds; what is kept equals that part of the whole sound, sample by sample.
+        duration_s: stop after so many seconds of sound, but not before the encoder's minimum of 45 ms.
+    Raises: UsageError for a path, array, rate or start that is not accepted; AudioTooShortError under 45 ms; AudioError
+        for content that cannot be decoded or is not finite.
     Source: the steps of `librosa.load(sr=16000)` 0.11, which the official code calls: mean over the channels, then
         soxr HQ, then exactly ceil(n * 16000 / rate) samples.
     """
@@ -102,37 +104,46 @@ def load_waveform(source: str | Path | tuple[np.ndarray, int], *, duration_s: fl
     else:
         path, name = None, "The given waveform"
         blocks = _split_array(*_check_array(source))
+    num_skipped = round(start_s * MODEL_SAMPLE_RATE)
     max_samples = None if duration_s is None else max(round(duration_s * MODEL_SAMPLE_RATE), MIN_SAMPLES)
     with closing(blocks):
         first = next(blocks, None)
-        samples, read_s = _collect(_resample(chain([first], blocks), name) if first else iter(()), max_samples)
+        parts = _resample(chain([first], blocks), name) if first else iter(())
+        samples, read_s = collect(parts, num_skipped, max_samples)
+    if num_skipped and read_s * MODEL_SAMPLE_RATE < num_skipped + MIN_SAMPLES:
+        raise UsageError(f"{name} lasts {read_s:.3f} s, so nothing follows start_s={float(start_s):g}. Start earlier.")
     if first is None or len(samples) < MIN_SAMPLES:
         raise AudioTooShortError(
             f"{name} lasts {read_s:.3f} s, but the speech encoder needs at least "
             f"{MIN_SAMPLES / MODEL_SAMPLE_RATE:.3f} s. Pass a longer recording."
         )
+    kept_s = read_s - num_skipped / MODEL_SAMPLE_RATE
     peak = max(max(piece.max(), -piece.min()) for piece in pieces(samples))
     forget(samples)
     if peak < SILENCE_PEAK:
         warnings.append(f"{name} is silent (its mono mix peaks below -60 dBFS): nothing drives the lips.")
-    return Waveform(samples, read_s, path, first.sample_rate, first.num_channels, tuple(warnings))
+    return Waveform(samples, kept_s, path, first.sample_rate, first.num_channels, tuple(warnings))
 
 
-def _collect(parts: Iterator[tuple[np.ndarray, Fraction]], max_samples: int | None) -> tuple[np.ndarray, float]:
-    """Parts as one (n,) float32 array, at most `max_samples` long, and the seconds of source that it covers.
+def collect(
+    parts: Iterator[tuple[np.ndarray, Fraction]], num_skipped: int, max_samples: int | None
+) -> tuple[np.ndarray, float]:
+    """Parts without their start as one (n,) float32 array, at most `max_samples` long; and the seconds of source read.
 
     A long sound lies in a nameless temporary file, so that its memory does not grow with its length.
     """
     read_s = Fraction(0)
-    num_samples = 0
+    num_samples, to_skip = 0, num_skipped
     with tempfile.SpooledTemporaryFile(MAX_BYTES_IN_MEMORY) as spool:
         for part, seconds in parts:
-            wanted = part if max_samples is None else part[: max_samples - num_samples]
+            read_s += seconds
+            rest = part[to_skip:]
+            to_skip -= len(part) - len(rest)
+            wanted = rest if max_samples is None else rest[: max_samples - num_samples]
             spool.write(wanted.astype(np.float32, copy=False).tobytes())
             num_samples += len(wanted)
-            read_s += seconds
             if num_samples == max_samples:
-                read_s = min(read_s, Fraction(num_samples, MODEL_SAMPLE_RATE))
+                read_s = min(read_s, Fraction(num_skipped + num_samples, MODEL_SAMPLE_RATE))
                 break
         if num_samples * 4 <= MAX_BYTES_IN_MEMORY:
             spool.seek(0)

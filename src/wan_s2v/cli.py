@@ -107,6 +107,7 @@ def generate(
     from wan_s2v.commands.request import ModelChoice, plan_rows
     from wan_s2v.plan import GenerationOptions
     from wan_s2v.prompt_extension import extended_prompt, open_writer
+    from wan_s2v.prompt_spans import map_prompts
     from wan_s2v.styles import with_styles
     from wan_s2v.weights.checkpoint import read_task
 
@@ -116,7 +117,9 @@ def generate(
     writer = None if extend_prompt is None else open_writer(extend_prompt)
 
     def plan(text: str) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
-        settings = GenerationOptions(**options | {"prompt": with_styles(text, style or [])})
+        settings = GenerationOptions(
+            **options | {"prompt": map_prompts(text, lambda part: with_styles(part, style or []))}
+        )
         if found == "s2v":
             _require_none(found, guidance_scale_2=guidance_scale_2)
             return _speech_job(settings, machine, image, audio, output, lora or [], overwrite)
@@ -127,7 +130,9 @@ def generate(
     written: dict[str, Any] = {}
     if writer is not None:  # after everything cheap is checked; the plan shows the text that is used
         written = {"prompt_extension": {"prompt": prompt, "by": extend_prompt}}
-        planned, make = plan(extended_prompt(prompt, writer, from_picture=image is not None))
+        planned, make = plan(
+            map_prompts(prompt, lambda part: extended_prompt(part, writer, from_picture=image is not None))
+        )
     if not quiet:
         rows = plan_rows(planned) if found == "s2v" else _video_rows(planned)
         source = [("written by", f"{extend_prompt}, from: {prompt}")] if written else []
@@ -299,6 +304,23 @@ def evaluate(
         print_findings(_console(), findings)
     if errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, Argument(help="A video.")],
+    as_json: Annotated[bool, flag("Print one JSON object on stdout.", OUTPUT, "--json")] = False,
+    debug: Annotated[bool, flag("Show the traceback of an error.", OUTPUT, "--debug")] = False,
+) -> None:
+    """Show what a video says about its making: streams, tags, AIGC label, C2PA credentials, and its record."""
+    from wan_s2v.commands.inspect import print_inspection, record
+    from wan_s2v.inspection import inspect_file
+
+    found = inspect_file(file)
+    if as_json:
+        _print_json(record(found))
+    else:
+        print_inspection(_console(), found)
 
 
 @app.command()

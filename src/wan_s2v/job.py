@@ -24,17 +24,18 @@ class Job:
     """What the clips of one run share, and the state that each hands to the next.
 
     Args:
-        prompt_embeds, negative_prompt_embeds: (L, C); the negative ones where guidance needs them.
+        prompt_embeds: (L, C) of each prompt that clips take.
+        negative_prompt_embeds: (L, C) where guidance needs them.
         reference_latents: (C, 1, h, w).
         history: (3, motion_frames, H, W) float32 pixels in [-1, 1], the last ones made; in main memory.
         motion_latents: (C, 19, h, w) of the history; None where the first clip starts without.
         decoder_past: where the VAE's decoder goes on after the clip before; None where it begins with the history.
-        texts: by expert and by "prompt" or "negative".
+        texts: the last context of each expert's prompt and negative prompt, and the prompt it is of.
     """
 
     plan: GenerationPlan
     placement: Placement
-    prompt_embeds: Tensor
+    prompt_embeds: dict[str, Tensor]
     negative_prompt_embeds: Tensor | None
     reference_latents: Tensor
     features: AudioFeatures
@@ -43,7 +44,7 @@ class Job:
     pose: PoseVideo | None = None
     pose_framing: Framing | None = None
     decoder_past: DecoderPast | None = None
-    texts: dict[tuple[str, str], TextContext] = field(default_factory=dict)
+    texts: dict[tuple[str, bool], tuple[str, TextContext]] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -89,7 +90,8 @@ class Experts:
         job, guidance = self.job, self.job.plan.sampling.guidance
         transformer: WanS2VTransformer = job.placement.use(name)
         scene = self._scene(transformer)
-        prompt = self._text(name, "prompt", transformer, job.prompt_embeds)
+        text = job.plan.clip_prompts[self.clip.index]
+        prompt = self._text(name, False, transformer, text, job.prompt_embeds[text])
         sound = transformer.prepare_audio(self.audio_features, job.plan.spec.motion_frames)
         full = Conditioning(scene, prompt, sound)
         text_only = neither = None
@@ -99,7 +101,7 @@ class Experts:
                 text_only = Conditioning(scene, prompt, silence)
             if guidance.needs_neither:
                 assert job.negative_prompt_embeds is not None
-                negative = self._text(name, "negative", transformer, job.negative_prompt_embeds)
+                negative = self._text(name, True, transformer, "", job.negative_prompt_embeds)
                 neither = Conditioning(scene, negative, silence)
         return Expert(transformer, full, text_only, neither)
 
@@ -116,9 +118,12 @@ class Experts:
         """Zero features, which is what the official code calls no sound; biases and norms still act on them."""
         return transformer.prepare_audio(torch.zeros_like(self.audio_features), self.job.plan.spec.motion_frames)
 
-    def _text(self, name: str, which: str, transformer: WanS2VTransformer, embeds: Tensor) -> TextContext:
-        """Keys and values of a prompt, computed once per run."""
-        key = (name, which)
-        if key not in self.job.texts:
-            self.job.texts[key] = transformer.prepare_text([embeds])
-        return self.job.texts[key]
+    def _text(
+        self, name: str, is_negative: bool, transformer: WanS2VTransformer, text: str, embeds: Tensor
+    ) -> TextContext:
+        """Keys and values of a prompt, computed once as long as clips keep to it."""
+        key, texts = (name, is_negative), self.job.texts
+        if key not in texts or texts[key][0] != text:
+            texts.pop(key, None)
+            texts[key] = text, transformer.prepare_text([embeds])
+        return texts[key][1]

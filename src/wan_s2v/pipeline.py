@@ -270,7 +270,10 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         device, options = placement.device, plan.options
         needs_negative = plan.sampling.guidance.needs_neither
         with clock("text"):
-            prompt = self._prompt_embeds(options.prompt_embeds, options.prompt, placement)
+            prompts = {
+                text: self._prompt_embeds(options.prompt_embeds, text, placement)
+                for text in dict.fromkeys(plan.clip_prompts)
+            }
             negative = None
             if needs_negative:
                 negative = self._prompt_embeds(options.negative_prompt_embeds, negative_prompt_of(options), placement)
@@ -280,14 +283,14 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         with clock("audio"):
             features = AudioFeatures(
                 placement.use("audio_encoder"),
-                plan.waveform.samples,
+                plan.driving.samples,
                 num_samples=plan.num_driving_samples,
                 do_normalize=self.audio_processor.do_normalize,
             )
         history = torch.zeros(3, self.spec.motion_frames, plan.framing.height, plan.framing.width)
         if options.start_from_reference:
             history[:, -_REFERENCE_HISTORY:] = reference[:, None]
-        job = Job(plan, placement, prompt, negative, reference_latents, features, history)
+        job = Job(plan, placement, prompts, negative, reference_latents, features, history)
         if options.preset == "fast":
             job.decoder_past = {}
         if options.pose_video_path is not None:

@@ -12,6 +12,7 @@ import math
 import secrets
 from dataclasses import dataclass, fields
 from fractions import Fraction
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,16 +20,21 @@ import numpy as np
 import torch
 from PIL import Image
 
-from wan_s2v.audio import ENCODER_RECEPTIVE_FIELD, ENCODER_STRIDE, MODEL_SAMPLE_RATE, Waveform, load_waveform
+from wan_s2v.audio import ENCODER_RECEPTIVE_FIELD, ENCODER_STRIDE, MODEL_SAMPLE_RATE, Waveform
 from wan_s2v.audio_features import num_audio_features, reference_num_clips
 from wan_s2v.clips import FRAMES_PER_LATENT, ClipPlan, Timing, as_fps, plan_aligned, plan_reference
 from wan_s2v.denoise import Guidance
 from wan_s2v.errors import UsageError
 from wan_s2v.image import Framing, LoadedImage, load_image, plan_framing
+from wan_s2v.marking import CONTENT_PRODUCER, Marking
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import NEGATIVE_PROMPT
+from wan_s2v.prompt_spans import prompts_of, read_spans, unused_warnings
 from wan_s2v.runtime.sizes import Work
 from wan_s2v.schedulers import SCHEDULERS
+from wan_s2v.sound_preparation import SILENCES, Silence, prepare_sound
+from wan_s2v.sound_span import SoundSpan, span_of
+from wan_s2v.visible_mark import mark_text
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 ImageSource = str | Path | Image.Image | np.ndarray
@@ -53,8 +59,12 @@ class GenerationOptions:
     """Everything a user may choose besides the sound and the picture. None means the model's or the sound's own value.
 
     Args:
-        prompt, negative_prompt: text; the official negative prompt if None.
+        prompt, negative_prompt: text; the official negative prompt if None. A prompt may be a list of spans in
+            seconds, "0-4: she smiles | 4-: she looks away", of which each clip takes the one of its larger share.
         prompt_embeds, negative_prompt_embeds: (L, C) or (1, L, C) in place of text; no text encoder is needed.
+        start_s, duration_s: the stretch of the sound to use, in seconds or as "1:23.5"; all of it if None.
+        vocals_path: the isolated voice of the sound, which drives the lips while the sound itself is heard.
+        silence: "clean" lets the model hear nothing where nobody speaks (needs silero-vad); "keep" leaves it all.
         pose_video_path: video of a pose skeleton to follow, from the start of the sound.
         seed: clip r draws its noise from seed + r; random and recorded if None.
         generator: draws the noise of all clips in turn, in place of `seed`.
@@ -73,6 +83,10 @@ class GenerationOptions:
             the one before ended, and computes in 8 bits where the GPU can); "draft" for a quick look (few steps, small
             frame); or "4step" for a few-step LoRA (4 steps, flow_shift 5, scheduler "euler", guidance_scale 1). What is
             given beside it has priority.
+        mark: a text to draw into every frame of the file, at the lower right; "auto" for "AI generated" or "AI生成", by
+            the language of the prompt. The labels for machines are always written.
+        content_producer: who answers for the video, in its AIGC label.
+        sign_certificate, sign_key: PEM files that sign the file's C2PA content credentials (needs c2pa-python).
         enable_cpu_offload: keep only the part that works on the GPU.
         use_fp16: compute in float16 where the device can.
     Raises: UsageError for the first value that is not accepted.
@@ -82,6 +96,10 @@ class GenerationOptions:
     negative_prompt: str | None = None
     prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
     negative_prompt_embeds: torch.Tensor | list[torch.Tensor] | None = None
+    start_s: float | str | None = None
+    duration_s: float | str | None = None
+    vocals_path: AudioSource | None = None
+    silence: Silence = "keep"
     pose_video_path: str | Path | None = None
     seed: int | None = None
     generator: torch.Generator | None = None
@@ -101,6 +119,10 @@ class GenerationOptions:
     start_from_reference: bool = False
     timing: Timing = "aligned"
     preset: Literal["exact", "fast", "draft", "4step"] = "exact"
+    mark: str | None = None
+    content_producer: str = CONTENT_PRODUCER
+    sign_certificate: str | Path | None = None
+    sign_key: str | Path | None = None
     enable_cpu_offload: bool = False
     use_fp16: bool = False
 
@@ -108,6 +130,8 @@ class GenerationOptions:
         _check_choice("timing", self.timing, ("aligned", "reference"))
         _check_choice("preset", self.preset, PRESETS)
         _check_choice("fit", self.fit, ("crop", "pad"))
+        _check_choice("silence", self.silence, SILENCES)
+        span_of(self.start_s, self.duration_s)
         if self.scheduler is not None:
             _check_choice("scheduler", self.scheduler, SCHEDULERS)
         _check_number("seed", self.seed, 0, MAX_SEED, whole=True, hint="or leave it out for a random one")
@@ -133,10 +157,11 @@ class GenerationOptions:
         _check_number("flow_shift", self.flow_shift, 0.01, 100, hint="or leave it out for the model's own")
         if self.seed is not None and self.generator is not None:
             raise UsageError("seed and generator are both given. Give one of them.")
-        for name in ("prompt", "negative_prompt"):
+        for name in ("prompt", "negative_prompt", "mark", "content_producer"):
             if not isinstance(getattr(self, name) or "", str):
                 kind = type(getattr(self, name)).__name__
                 raise UsageError(f"{name} is a {kind}. Give a string; one video per call.")
+        read_spans(self.prompt or "")
 
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> GenerationOptions:
@@ -198,16 +223,27 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationPlan:
-    """A run, ready to be made by a loaded model of the same spec."""
+    """A run, ready to be made by a loaded model of the same spec.
+
+    Args:
+        waveform: what is heard, before silence is added.
+        driving: what the model hears.
+        audio_source, span: where the file's sound track is taken from.
+        clip_prompts: the prompt of each clip.
+    """
 
     options: GenerationOptions
     spec: ModelSpec
     image: LoadedImage
-    waveform: Waveform  # of the source, before silence is added
+    waveform: Waveform
+    driving: Waveform
     audio_source: AudioSource
+    span: SoundSpan
     framing: Framing
     clips: ClipPlan
+    clip_prompts: tuple[str, ...]
     sampling: Sampling
+    marking: Marking
     seed: int | None
     warnings: tuple[str, ...]
 
@@ -258,6 +294,7 @@ class GenerationPlan:
             "scheduler": self.sampling.scheduler,
             "step_cache": self.sampling.step_cache,
             "seed": self.seed,
+            "clip_prompts": list(self.clip_prompts),
             "options": {name: str(v) if isinstance(v, Path) else v for name, v in options.items()},
             "warnings": list(self.warnings),
         }
@@ -275,21 +312,48 @@ def plan_generation(
     picture = load_image(image)
     framing = _plan_frame(picture, options, spec)
     fps = as_fps(options.fps or (DEFAULT_FPS if options.timing == "aligned" else spec.model_fps))
-    waveform = load_waveform(audio, duration_s=_sound_limit(options, fps))
-    clips = _plan_clips(waveform, fps, options, spec)
+    span = span_of(options.start_s, options.duration_s)
+    sound = prepare_sound(
+        audio, vocals=options.vocals_path, span=span, silence=options.silence, limit_s=_sound_limit(options, fps)
+    )
+    clips = _plan_clips(sound.heard, fps, options, spec)
+    prompts = read_spans(options.prompt)
+    clip_prompts = prompts_of(prompts, _shown_times(clips))
     seed = options.seed
     if seed is None and options.generator is None:
         seed = secrets.randbelow(2**31)
     warnings = (
-        *waveform.warnings,
+        *sound.warnings,
         *picture.warnings,
-        *_sound_warnings(waveform, clips),
+        *_sound_warnings(sound.heard, clips),
+        *unused_warnings(prompts, clip_prompts),
         *_pose_warnings(options, clips),
         *_preset_warnings(options, spec, has_lora),
     )
     return GenerationPlan(
-        options, spec, picture, waveform, audio, framing, clips, _plan_sampling(options, spec), seed, warnings
+        options,
+        spec,
+        picture,
+        sound.heard,
+        sound.driving,
+        audio,
+        span,
+        framing,
+        clips,
+        clip_prompts,
+        _plan_sampling(options, spec),
+        marking_of(options, framing.height, framing.width),
+        seed,
+        warnings,
     )
+
+
+def marking_of(options: GenerationOptions, height: int, width: int) -> Marking:
+    """How the file is marked. Raises: UsageError for what could not be drawn or signed later."""
+    visible = None if options.mark is None else mark_text(options.mark, options.prompt)
+    marking = Marking(visible, options.content_producer, options.sign_certificate, options.sign_key)
+    marking.check(height, width)
+    return marking
 
 
 def _plan_frame(picture: LoadedImage, options: GenerationOptions, spec: ModelSpec) -> Framing:
@@ -331,6 +395,13 @@ def _plan_clips(waveform: Waveform, fps: Fraction, options: GenerationOptions, s
     # A length that is not a multiple of 4 is refused by the planner; it must not divide by zero before.
     audio_clips = reference_num_clips(num_audio_features(hidden_states), max(frames_per_clip, 1), spec.model_fps)
     return plan_reference(audio_clips, **common)
+
+
+def _shown_times(clips: ClipPlan) -> list[tuple[Fraction, Fraction]]:
+    """Seconds of the video at which each clip begins and ends to be shown."""
+    edges = [0, *accumulate(clip.num_kept for clip in clips.clips)]
+    times = [min(Fraction(edge, clips.model_fps), clips.duration) for edge in edges]
+    return list(pairwise(times))
 
 
 def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:

@@ -72,7 +72,7 @@ def writable_frames(plan: GenerationPlan) -> int:
 
 
 def open_writer(path: str | Path, plan: GenerationPlan, metadata: dict[str, Any]) -> VideoWriter:
-    """A writer for the plan's size, rate and sound, which labels the file as AI-generated."""
+    """A writer for the plan's size, rate and sound, which labels and marks the file as AI-generated."""
     tags = {"comment": f"AI-generated video (wan_s2v {metadata['version']}, seed {plan.seed})"}
     return VideoWriter(
         path,
@@ -80,5 +80,7 @@ def open_writer(path: str | Path, plan: GenerationPlan, metadata: dict[str, Any]
         width=plan.framing.width,
         fps=plan.clips.fps,
         audio=plan.audio_source,
+        span=plan.span,
         metadata=tags,
+        marking=plan.marking,
     )

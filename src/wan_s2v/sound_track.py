@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from wan_s2v.errors import AudioError, UsageError, reason_of
+from wan_s2v.sound_span import WHOLE, SoundSpan
 
 AudioSource = str | Path | tuple[np.ndarray, int]
 
@@ -23,9 +24,13 @@ AAC_FRAME = 1024  # samples
 
 
 class SoundSource:
-    """The user's sound as (channels, n) float32 blocks at 48 kHz, mono or stereo, decoded as it is asked for."""
+    """The user's sound as (channels, n) float32 blocks at 48 kHz, mono or stereo, decoded as it is asked for.
 
-    def __init__(self, audio: AudioSource) -> None:
+    Args:
+        span: the stretch to take; silence follows its end.
+    """
+
+    def __init__(self, audio: AudioSource, span: SoundSpan = WHOLE) -> None:
         if isinstance(audio, (str, Path)):
             name, frames = str(audio), _file_frames(Path(audio))
         else:
@@ -35,7 +40,7 @@ class SoundSource:
             raise AudioError(f"{name} holds no sound that can be decoded. Pass a file with sound.")
         self._frames, self._first = frames, first
         self.num_channels = min(first.layout.nb_channels, 2)
-        self._blocks = self._resampled()
+        self._blocks = _stretch(self._resampled(), *span.samples(AUDIO_RATE))
         self._pending = np.zeros((self.num_channels, 0), np.float32)
 
     def take(self, num_samples: int) -> np.ndarray:
@@ -65,6 +70,20 @@ class SoundSource:
             frame.pts = None  # blocks follow each other as in audio.py, which also leaves gaps in time stamps out
             yield from _arrays(resampler, frame)
         yield from _arrays(resampler, None)
+
+
+def _stretch(
+    blocks: Generator[np.ndarray, None, None], num_skipped: int, num_taken: int | None
+) -> Generator[np.ndarray, None, None]:
+    """Blocks (channels, n) without their start, and at most `num_taken` samples of them."""
+    first = 0  # sample of the source that the next block begins with
+    stop = None if num_taken is None else num_skipped + num_taken
+    for block in blocks:
+        low = max(num_skipped - first, 0)
+        yield block[:, low : None if stop is None else max(stop - first, low)]
+        first += block.shape[1]
+        if stop is not None and first >= stop:
+            return
 
 
 def _arrays(resampler: av.AudioResampler | None, frame: av.AudioFrame | None) -> Iterator[np.ndarray]:

@@ -22,6 +22,8 @@ from av.video.reformatter import ColorRange, Colorspace
 from torch import Tensor
 
 from wan_s2v.errors import OutputError, UsageError, VideoError, reason_of
+from wan_s2v.marking import Marking
+from wan_s2v.sound_span import WHOLE, SoundSpan
 from wan_s2v.sound_track import AUDIO_RATE, AV_ERRORS, AudioSource, SoundSource, SoundTrack
 
 # The tags that mp4 players and ffprobe show; FFmpeg drops any other without a word.
@@ -198,7 +200,9 @@ class VideoWriter:
         audio: a file with sound, of which the first audio stream is decoded piece by piece, or an array (n,),
             (n, channels) or (channels, n) with its sample rate; None for a silent film. It starts with the first frame
             and is cut, or padded with silence, to the length of the video. More than two channels become stereo.
+        span: the stretch of the sound to take.
         metadata: tags out of `MP4_TAGS`.
+        marking: labels of the file, its signature, and the mark on its frames.
     Raises: UsageError for a path, size, rate or tag that is not accepted; AudioError if the sound cannot be read;
         OutputError, here or later, if the result cannot be written.
     """
@@ -211,7 +215,9 @@ class VideoWriter:
         width: int,
         fps: int | Fraction,
         audio: AudioSource | None = None,
+        span: SoundSpan = WHOLE,
         metadata: dict[str, str] | None = None,
+        marking: Marking | None = None,
     ) -> None:
         unknown = [tag for tag in metadata or {} if tag not in MP4_TAGS]
         if height % 2 or width % 2 or min(height, width) < 16:
@@ -222,13 +228,16 @@ class VideoWriter:
             raise UsageError(f"mp4 does not keep the tag {unknown[0]}. Accepted: {', '.join(MP4_TAGS)}.")
         check_output_path(path)
         self._path, self._height, self._width, self._fps = Path(path), height, width, Fraction(fps)
-        self._num_frames = 0
-        self._sound = None if audio is None else SoundSource(audio)
+        self._num_frames, self._marking = 0, marking
+        self._mark = None if marking is None else marking.mark_for(height, width)
+        self._sound = None if audio is None else SoundSource(audio, span)
         self._temporary = _create_temporary(self._path)
         try:
+            # The second flag keeps tags that mp4 does not know, such as AIGC.
+            flags = {"movflags": "+faststart" if marking is None else "+faststart+use_metadata_tags"}
             # "file:" keeps a colon in the path from being read as a protocol.
-            self._container = av.open(f"file:{self._temporary}", "w", format="mp4", options={"movflags": "+faststart"})
-            self._container.metadata.update(metadata or {})
+            self._container = av.open(f"file:{self._temporary}", "w", format="mp4", options=flags)
+            self._container.metadata.update((metadata or {}) | ({} if marking is None else marking.tags))
             self._video = self._add_video()
             self._audio = None if self._sound is None else SoundTrack(self._container, self._sound)
         except (*AV_ERRORS, ValueError) as error:  # ValueError: an FFmpeg without this encoder
@@ -263,7 +272,8 @@ class VideoWriter:
                 f"(T, {self._height}, {self._width}, 3)."
             )
         with self._giving_up_on_failure():
-            for pixels in frames:
+            for plain in frames:
+                pixels = plain if self._mark is None else self._mark.drawn_on(plain)
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24").reformat(
                     format="yuv420p", dst_colorspace=Colorspace.ITU709, dst_color_range=ColorRange.MPEG
                 )
@@ -288,6 +298,8 @@ class VideoWriter:
             if self._audio:
                 self._audio.finish(self._num_samples)
             self._container.close()
+            if self._marking is not None:
+                self._marking.finish(self._temporary)
             verify_video(
                 self._temporary, self._num_frames, self._fps, self._height, self._width, self._audio is not None
             )
@@ -354,11 +366,18 @@ def write_video(
     *,
     audio: AudioSource | None = None,
     metadata: dict[str, str] | None = None,
+    marking: Marking | None = None,
 ) -> None:
     """Write (T, H, W, 3) uint8 frames and sound as one mp4; see `VideoWriter`."""
     if frames.ndim != 4:
         raise UsageError(f"Frames of shape {tuple(frames.shape)} are not accepted. Pass (T, H, W, 3).")
     with VideoWriter(
-        path, height=frames.shape[1], width=frames.shape[2], fps=fps, audio=audio, metadata=metadata
+        path,
+        height=frames.shape[1],
+        width=frames.shape[2],
+        fps=fps,
+        audio=audio,
+        metadata=metadata,
+        marking=marking,
     ) as writer:
         writer.write(frames)

@@ -39,6 +39,7 @@ PICTURES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", "
 SOUNDS = {".wav", ".mp3", ".flac", ".m4a", ".aac", ".ogg", ".opus", ".wma", ".mp4", ".mov", ".mkv", ".webm"}
 
 _FILES = ("image", "audio", "output", "lora")
+_PATHS = ("pose_video_path", "vocals_path", "sign_certificate", "sign_key")  # relative to the list
 _OF_THE_RUN = {"enable_cpu_offload", "use_fp16"}  # they decide how the one model is loaded
 _NOT_IN_JOBS = {"prompt_embeds", "negative_prompt_embeds", "generator", *_OF_THE_RUN}
 _OPTIONS = tuple(f.name for f in fields(GenerationOptions) if f.name not in _NOT_IN_JOBS)
@@ -299,8 +300,7 @@ def _job(number: int, entry: dict[str, Any] | str, base: Path, target: Path, def
         options = {**defaults, **{name: value for name, value in entry.items() if name not in _FILES}}
         for name, value in options.items():
             _check_type(name, value)
-        if "pose_video_path" in entry:
-            options["pose_video_path"] = base / str(entry["pose_video_path"])
+        options |= {name: base / str(entry[name]) for name in _PATHS if name in entry}
         output = entry.get("output") or f"{Path(entry['audio']).stem}.mp4"
         _check_type("output", output)
         loras = _loras(entry["lora"], base) if "lora" in entry else None

@@ -30,8 +30,24 @@ def flag(text: str, panel: str, *names: str, default: str | bool = True) -> Any:
 
 
 def generation_options(
-    prompt: Annotated[str, flag("What the video shows, in words.", INPUTS, default="empty")] = "",
+    prompt: Annotated[
+        str, flag('What the video shows, in words; by time as "0-4: … | 4-: …" in seconds.', INPUTS, default="empty")
+    ] = "",
     negative_prompt: Annotated[str | None, flag("What it must not show.", INPUTS, default="the official text")] = None,
+    start_s: Annotated[
+        str | None, flag("Where in the sound to begin: seconds or m:ss.", INPUTS, "--start", "--start-s", default="0")
+    ] = None,
+    duration_s: Annotated[
+        str | None,
+        flag("How much of it to take: seconds or m:ss.", INPUTS, "--duration", "--duration-s", default="all"),
+    ] = None,
+    vocals_path: Annotated[
+        Path | None,
+        flag("The isolated voice, which drives the lips; --audio is heard.", INPUTS, "--vocals", "--vocals-path"),
+    ] = None,
+    silence: Annotated[
+        str, flag("clean: where nobody speaks, the model hears nothing (needs silero-vad); or keep.", INPUTS)
+    ] = "keep",
     pose_video_path: Annotated[
         Path | None, flag("Video of a pose skeleton to follow, from the start of the sound.", INPUTS)
     ] = None,
@@ -82,6 +98,14 @@ def generation_options(
     timing: Annotated[
         str, flag("aligned, or reference: as the official program, lips 3 frames early.", CLIPS)
     ] = "aligned",
+    mark: Annotated[
+        str | None, flag('A text on every frame; auto for "AI generated" or "AI生成".', OUTPUT, default="none")
+    ] = None,
+    content_producer: Annotated[str, flag("Who answers for the video, for its AIGC label.", OUTPUT)] = "wan_s2v",
+    sign_certificate: Annotated[
+        Path | None, flag("PEM certificates, to sign C2PA content credentials.", OUTPUT, default="unsigned")
+    ] = None,
+    sign_key: Annotated[Path | None, flag("Their PEM key.", OUTPUT, default="none")] = None,
     enable_cpu_offload: Annotated[
         bool, flag("Keep only the part that works on the GPU.", MACHINE, "--enable-cpu-offload")
     ] = False,

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
 from wan_s2v.runtime.estimate import Estimate, Rates, estimate, measure_rates
+from wan_s2v.runtime.heap import keep_freed_memory
 from wan_s2v.runtime.lora import branch_bytes
 from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
 from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
@@ -185,9 +187,15 @@ def parse_loras(words: Sequence[str], folder: Path = Path()) -> tuple[LoRAFile, 
 
 def check_files(request: Request) -> None:
     """Raises: UsageError if the video would replace one of its own inputs."""
-    inputs = {"image": request.image, "audio": request.audio, "pose video": request.options.pose_video_path}
+    options = request.options
+    inputs = {
+        "image": request.image,
+        "audio": request.audio,
+        "vocals": options.vocals_path,
+        "pose video": options.pose_video_path,
+    }
     for name, path in inputs.items():
-        if path is not None and Path(path).absolute() == request.output.absolute():
+        if isinstance(path, str | Path) and Path(path).absolute() == request.output.absolute():
             raise UsageError(f"Output {request.output} is also the {name}. Choose another output.")
 
 
@@ -233,6 +241,8 @@ def preview(request: Request, model: OpenedModel, machine: Machine | None = None
 def load_pipeline(model: OpenedModel, reporter: Reporter) -> WanS2VPipeline:
     """The pipeline with its weights: on the device, or in main memory where they are brought there part by part."""
     choice = model.choice
+    if model.device.type == "cpu":
+        keep_freed_memory()
     pipeline = WanS2VPipeline.from_pretrained(
         choice.model,
         torch_dtype=model.dtype,
@@ -306,8 +316,8 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     name = model.choice.model
     return [
         ("model", f"{name}, the embedded model: {_EMBEDDED_NOTE}" if name == _EMBEDDED else name),
-        ("inputs", f"{request.image.name} + {request.audio.name} ({plan.waveform.duration_s:.2f} s of sound)"),
-        *([("prompt", request.options.prompt)] if request.options.prompt else []),
+        ("inputs", f"{request.image.name} + {_sound_text(request, plan)}"),
+        *_prompt_rows(plan),
         (
             "video",
             f"{plan.framing.width}x{plan.framing.height}, {clips.num_frames} frames at {float(clips.fps):g} fps, "
@@ -330,6 +340,26 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
         ),
         ("output", str(request.output)),
     ]
+
+
+def _sound_text(request: Request, plan: GenerationPlan) -> str:
+    """The sound, the stretch of it and what drives the lips."""
+    start = f" from {float(plan.span.start_s):g} s on" if plan.span.start_s else ""
+    vocals = request.options.vocals_path
+    voice = f", lips by {Path(vocals).name}" if isinstance(vocals, str | Path) else ""
+    return f"{request.audio.name} ({plan.waveform.duration_s:.2f} s of sound{start}{voice})"
+
+
+def _prompt_rows(plan: GenerationPlan) -> list[tuple[str, str]]:
+    """The prompt, or the prompt of each run of clips."""
+    rows, first = [], 1
+    for prompt, run in groupby(plan.clip_prompts):
+        last = first + len(list(run)) - 1
+        whole = last - first + 1 == plan.clips.num_clips
+        where = "" if whole else f" clip {first}" if first == last else f" clips {first}-{last}"
+        rows.append((f"prompt{where}", prompt))
+        first = last + 1
+    return [row for row in rows if row[1]]
 
 
 def _lora_rows(loras: Sequence[LoRAFile]) -> list[tuple[str, str]]:

@@ -23,7 +23,9 @@ from wan_s2v.experts import snr_at, stage_at
 from wan_s2v.family import SPECS, VideoSpec, load_pipeline, picture_size, settled, settled_dtype
 from wan_s2v.first_frame import stretched_size
 from wan_s2v.image import LoadedImage, load_image
-from wan_s2v.plan import GenerationOptions
+from wan_s2v.marking import Marking
+from wan_s2v.plan import GenerationOptions, marking_of
+from wan_s2v.prompt_spans import read_spans
 from wan_s2v.runtime.estimate import Estimate, estimate, measure_rates
 from wan_s2v.runtime.memory import MemoryPolicy, device_budget, resident_bytes
 from wan_s2v.runtime.sizes import Work
@@ -45,6 +47,10 @@ _SHARED = frozenset(
         "flow_shift",
         "scheduler",
         "seed",
+        "mark",
+        "content_producer",
+        "sign_certificate",
+        "sign_key",
         "enable_cpu_offload",
         "use_fp16",
     }
@@ -89,6 +95,7 @@ class VideoPreview:
     dtype: torch.dtype
     estimate: Estimate
     free_bytes: int | None
+    marking: Marking
     warnings: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
@@ -172,6 +179,7 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
         dtype,
         needed,
         free,
+        marking_of(options, height, width),
         tuple(notes),
     )
 
@@ -183,6 +191,10 @@ def _require_fitting(request: VideoRequest, task: Task) -> None:
         if field.name not in _SHARED and getattr(options, field.name) != field.default:
             flag = f"--{field.name.replace('_', '-')}"
             raise UsageError(f"{flag} is for models that hear sound; this one is for {task}. Leave it out.")
+    if len(read_spans(options.prompt)) > 1:
+        raise UsageError(
+            "A prompt with time spans is for models that hear sound, whose videos have clips. Give one text."
+        )
     if task == "i2v" and request.image is None:
         raise UsageError("Missing option '--image': this model makes a picture move. Pass the picture to start from.")
     if task == "t2v" and request.image is not None:
@@ -310,7 +322,7 @@ def make_text_video(wanted: VideoPreview, reporter: Reporter) -> dict[str, Any]:
     frames = video.mul(255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # truncated, as officially
     made = time.perf_counter()
     tags = {"comment": f"AI-generated video (wan_s2v {__version__}, seed {wanted.seed})"}
-    write_video(request.output, frames, wanted.spec.fps, metadata=tags)
+    write_video(request.output, frames, wanted.spec.fps, metadata=tags, marking=wanted.marking)
     reporter.clip_written()
     seconds = {"load": loaded - started, "make": made - loaded, "write": time.perf_counter() - made}
     return {

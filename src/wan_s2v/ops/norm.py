@@ -145,5 +145,10 @@ def layer_norm(x: Tensor, eps: float, weight: Tensor | None = None, bias: Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """x / sqrt(mean(x²) + eps) · weight over the last axis; float32 inside, dtype of x out."""
-    return F.rms_norm(x.float(), x.shape[-1:], weight.float(), eps).to(x.dtype)
+    """x / sqrt(mean(x²) + eps) · weight over the last axis, computed and returned in float32.
+
+    PyTorch's own takes a pass over memory for every sign in this formula on a CPU.
+    """
+    x = x.float()
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x * (norm.square() / x.shape[-1] + eps).rsqrt() * weight.float()

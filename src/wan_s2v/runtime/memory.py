@@ -28,11 +28,11 @@ SLOTS: Final = 2  # blocks on the device that are not to stay there: one works, 
 # What a block holds at once where our kernels run, counted from the tensors that are alive; not yet compared with a
 # GPU's own count. The residual stream is float32; all else is as wide as the weights, in copies of the stream's shape:
 # tokens, their keys and values, which 8-bit attention has rounded beside them; and of a part of the tokens the queries
-# and what they attended to. Plain PyTorch holds most where it turns keys, in four maps of float32.
+# and what they attended to. Plain PyTorch holds most where it turns keys, in three and a half maps of float32.
 _STREAM_BYTES: Final = 4
 _KEPT_COPIES: Final = {"kernels": 3, "eight-bit": 5, "plain": 3}
 _PART_COPIES: Final = 2
-_PLAIN_TURN_BYTES: Final = 16
+_PLAIN_TURN_BYTES: Final = 14
 # Maps of full resolution and four frames that are alive in the VAE: for each latent that goes through it at once, and
 # for the past of its causal convolutions. Fitted to the peaks of the Wan2.1 VAE on an H100 at 832x480 and 1280x704, the
 # convolutions' workspace included; the tensors alone are 5 maps for each latent.

@@ -61,7 +61,10 @@ class Worker:
         pause = _SHORTEST_PAUSE_S
         while not self._stopping:
             started = time.monotonic()
-            how = await self._live()
+            try:
+                how = await self._live()
+            except OSError as error:  # no memory or no process to be had
+                how = errors.reason_of(error)
             self.is_ready = False
             if self._stopping:
                 return
