@@ -3,7 +3,7 @@
 import { ApiError, getVideos, mediaUrl } from "./api.js";
 import { $, icon, make, say } from "./dom.js";
 import { closeVideo, frameAt, openVideo } from "./film.js";
-import { onLanguage, t } from "./i18n.js";
+import { onLanguage, t, timeText } from "./i18n.js";
 import { detail, headline, isActive } from "./job.js";
 
 const POLL_MS = 2500; // while something is in the queue
@@ -137,8 +137,9 @@ export class Shots {
   }
 }
 
-/** For a finished film its length and size, else what comes next. */
+/** For a finished film its length and size, for a running one the time left, else what comes next. */
 function shortDetail(job) {
-  if (job.status !== "done" || !job.plan) return detail(job);
+  if (job.status === "running") return job.progress ? t("running.left", { time: timeText(job.progress.seconds_left) }) : "";
+  if (job.status !== "done") return detail(job);
   return `${t("time.s", { s: job.plan.duration_s.toFixed(1) })} · ${job.plan.width} × ${job.plan.height}`;
 }
