@@ -47,9 +47,14 @@ export async function followVideo(id, receive, signal) {
   }
 }
 
-/** Where a job's "content", "sidecar" or "preview" lies; `version` tells growing previews apart. */
-export const mediaUrl = (job, kind, version = null) =>
-  `v1/videos/${job.id}/${kind}${version === null ? "" : `?version=${version}`}`;
+/** Where a job's "content" or "sidecar" lies. */
+export const mediaUrl = (job, kind) => `v1/videos/${job.id}/${kind}`;
+
+/** The clips that are finished, as an address of this page: a file that still grows is not served in parts. */
+export async function fetchPreview(job) {
+  const response = await request(`v1/videos/${job.id}/preview`);
+  return URL.createObjectURL(await response.blob());
+}
 
 async function getJson(path, options) {
   return (await request(path, options)).json();

@@ -1,6 +1,6 @@
 // One shot: its progress clip by clip with the growing preview, then the result.
 
-import { ApiError, cancelVideo, deleteVideo, followVideo, mediaUrl } from "./api.js";
+import { ApiError, cancelVideo, deleteVideo, fetchPreview, followVideo, mediaUrl } from "./api.js";
 import { $, $$, list, make, say } from "./dom.js";
 import { closeVideo, frameAt, openVideo } from "./film.js";
 import { currentLanguage, onLanguage, t } from "./i18n.js";
@@ -19,6 +19,7 @@ export class Watch {
     this.styleText = styleText;
     this.listeners = listeners;
     this.job = null;
+    this.previews = [];
     this.video = $("video", root);
     $(".cancel", root).addEventListener("click", () => this.#try(() => cancelVideo(this.job.id)));
     $(".delete", root).addEventListener("click", () => this.#delete());
@@ -33,7 +34,7 @@ export class Watch {
     const backdrop = $(".backdrop", this.root);
     backdrop.hidden = !picture;
     if (picture) backdrop.src = picture;
-    this.numShown = 0;
+    this.shown = null;
     this.following = new AbortController();
     $(".strip", this.root).replaceChildren();
     this.#receive(job);
@@ -42,10 +43,12 @@ export class Watch {
 
   close() {
     this.following?.abort();
+    this.shown = null;
     document.title = "Wan S2V";
     this.video.pause();
     if (this.video.hasAttribute("src")) closeVideo(this.video);
     this.video.hidden = true;
+    for (const address of this.previews.splice(0)) URL.revokeObjectURL(address);
   }
 
   async #follow(id, signal) {
@@ -101,8 +104,7 @@ export class Watch {
     this.#showStrip();
     this.#showActions();
     this.#showFacts();
-    const isWaiting = !this.numShown;
-    say($(".waiting", root), isWaiting && job.status !== "done" && t(`waiting.${job.status}`));
+    say($(".waiting", root), !this.shown && job.status !== "done" && t(`waiting.${job.status}`));
   }
 
   #showBar() {
@@ -164,20 +166,34 @@ export class Watch {
   }
 
   /** The result; before it, what there is of it, whenever it has grown. */
-  #showVideo() {
-    const { job, video } = this;
+  async #showVideo() {
+    const { job } = this;
     const isDone = job.status === "done";
     const clips = isDone ? numClips(job) : job.has_preview ? numDone(job) : 0;
     const tally = $(".tally", this.root);
     tally.hidden = isDone || !clips;
     $("span", tally).textContent = t("preview.tally", { done: clips, count: numClips(job) });
-    const address = clips && mediaUrl(job, isDone ? "content" : "preview", clips);
-    if (!clips || video.getAttribute("src") === address) return;
-    this.numShown = clips;
+    const wanted = `${job.id} ${isDone} ${clips}`;
+    if (!clips || this.shown === wanted) return;
+    this.shown = wanted;
+    const address = isDone ? mediaUrl(job, "content") : await this.#fetchPreview(job);
+    if (!address || this.shown !== wanted) return;
     $(".backdrop", this.root).hidden = true;
     say($(".waiting", this.root), "");
-    continueWith(video, address);
+    continueWith(this.video, address);
     this.#fillStrip(address, clips, this.following.signal);
+  }
+
+  async #fetchPreview(job) {
+    try {
+      const address = await fetchPreview(job);
+      this.previews.push(address);
+      if (this.previews.length > 2) URL.revokeObjectURL(this.previews.shift()); // the one before may still be read
+      return address;
+    } catch (error) {
+      this.#complain(error);
+      return null;
+    }
   }
 
   async #fillStrip(address, clips, signal) {
