@@ -140,6 +140,20 @@ def test_a_video_that_was_written_before_the_row_said_so_is_not_made_again(bench
     assert video.stat().st_mtime_ns == before
 
 
+def test_a_video_without_its_record_is_made_again(bench, monkeypatch):
+    """The process was killed between the two; the record comes last."""
+    job = bench.add()
+    files = bench.storage.files(job.id)
+    monkeypatch.setattr(bench.queue, "settle", lambda *_args, **_more: None)
+    bench.make()
+    monkeypatch.undo()
+    files.sidecar.unlink()
+    (files.folder / "video.mp4.partial").mkdir()
+    bench.queue.recover()
+    assert bench.make().status == "done"
+    assert {path.name for path in files.folder.iterdir()} == {"image", "audio", "video.mp4", "video.mp4.json"}
+
+
 def test_a_damaged_video_is_made_again(bench):
     job = bench.add()
     bench.storage.files(job.id).video.write_bytes(b"not whole")

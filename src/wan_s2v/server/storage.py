@@ -69,10 +69,9 @@ class JobFiles:
         for path in self.folder.glob(".*"):
             path.unlink()
 
-    def remove_results(self) -> None:
-        """What a cancelled or failed job leaves; its inputs stay until it is deleted."""
-        inputs = {self.image, self.audio, self.vocals, self.pose_video}
-        for path in set(self.folder.iterdir()) - inputs:
+    def clear(self, *kept: Path) -> None:
+        """Remove everything but the inputs, which stay until the job is deleted, and the given results."""
+        for path in set(self.folder.iterdir()) - {self.image, self.audio, self.vocals, self.pose_video, *kept}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

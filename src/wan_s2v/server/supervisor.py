@@ -91,8 +91,8 @@ class Worker:
     def _environment(self) -> dict[str, str]:
         if self._program.facts["device"] == "cpu":
             return {}
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": seen.split(",")[self.slot] if seen else str(self.slot)}
+        device, seen = self.slot % self._program.facts["num_devices"], os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"CUDA_VISIBLE_DEVICES": seen.split(",")[device] if seen else str(device)}
 
     def wake(self) -> None:
         if self.is_ready and self._process is not None and self._process.stdin is not None:
