@@ -1,4 +1,4 @@
-"""Files that a stranger might send: damaged, of the wrong kind, much larger inside than outside, or pointing elsewhere."""
+"""Files that a stranger might send: damaged, of the wrong kind, larger inside than outside, or pointing elsewhere."""
 
 from __future__ import annotations
 

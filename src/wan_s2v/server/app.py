@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from wan_s2v import __version__
@@ -97,12 +98,21 @@ def _answer_problems(app: FastAPI, service: Service) -> None:
         kind = next((name for name, code in STATUS.items() if code == error.status_code), "bad_request")
         message = f"{request.method} {request.url.path[:200]}: {error.detail}. See /openapi.json."
         response = answer(Problem(kind, message), dict(error.headers or {}))
+        if error.status_code == 405:
+            response.headers["Allow"] = ", ".join(_allowed(app, request))
         response.status_code = error.status_code
         return response
 
     @app.exception_handler(sqlite3.OperationalError)
     async def not_written(_request: Request, error: sqlite3.OperationalError) -> JSONResponse:
         return answer(Problem("storage_full", f"The queue cannot be written ({error}). Try again later."))
+
+
+def _allowed(app: FastAPI, request: Request) -> list[str]:
+    """The methods of a path; each has a route of its own, which knows nothing of the others."""
+    documented: dict[str, dict[str, Any]] = app.openapi()["paths"]
+    matching = [methods for path, methods in documented.items() if compile_path(path)[0].match(request.url.path)]
+    return sorted({method.upper() for methods in matching for method in methods})
 
 
 def _add_facts(app: FastAPI, service: Service) -> None:
@@ -122,8 +132,10 @@ def _add_facts(app: FastAPI, service: Service) -> None:
         if "authorization" in request.headers:
             _give_cookie(response, service.tokens.cookie(owner), is_safe=request.url.scheme == "https")
         bounds = ModelLimits(**{name: limits[name] for name in ModelLimits.model_fields})
-        shown: dict[str, Any] = {name: facts[name] for name in ("name", "device", "dtype", "presets", "defaults")}
-        return ModelBody(**shown, limits=bounds, voices=[], allows_urls=service.settings.allow_urls)
+        shown: dict[str, Any] = {
+            name: facts[name] for name in ("name", "device", "dtype", "presets", "defaults", "voices")
+        }
+        return ModelBody(**shown, limits=bounds, allows_urls=service.settings.allow_urls)
 
     @app.get("/health", responses={503: {"model": Health, "description": "No video can be made now."}})
     async def show_health(response: Response) -> Health:

@@ -9,6 +9,7 @@ from wan_s2v.plan import GenerationOptions, GenerationPlan
 from wan_s2v.server.limits import Limits
 from wan_s2v.server.problems import Problem
 from wan_s2v.server.storage import JobFiles
+from wan_s2v.sound_span import as_seconds
 from wan_s2v.video import opened
 
 
@@ -19,11 +20,13 @@ def check_lengths(options: GenerationOptions, limits: Limits) -> None:
         _check_duration(
             f"num_frames={options.num_frames} at {float(fps):g} fps", float(options.num_frames / fps), limits
         )
+    if options.duration_s is not None:
+        _check_duration(f"duration_s={options.duration_s}", float(as_seconds("duration_s", options.duration_s)), limits)
     if options.height is not None and options.width is not None:
         _check_frame(options.height, options.width, limits)
 
 
-def check_inputs(files: JobFiles, limits: Limits) -> None:
+def check_inputs(files: JobFiles, options: GenerationOptions, limits: Limits) -> None:
     """Raises: Problem for a file beyond the limits; MediaError for one that cannot be read."""
     height, width = read_image_size(files.image)
     if height * width > limits.image_pixels:
@@ -32,9 +35,10 @@ def check_inputs(files: JobFiles, limits: Limits) -> None:
             "too_large",
             f"image has {width}x{height} pixels. At most {millions:g} million are accepted; make it smaller.",
         )
-    # a little more than allowed is enough to know
-    sound = load_waveform(files.audio, duration_s=limits.duration_s + 1)
-    _check_duration("audio", sound.duration_s, limits)
+    is_cut = options.duration_s is not None or (options.num_frames is not None and options.timing == "aligned")
+    for path in (files.audio, files.vocals):
+        if path.exists() and not is_cut:  # a little more than allowed is enough to know
+            _check_duration(path.name, load_waveform(path, duration_s=limits.duration_s + 1).duration_s, limits)
     if files.pose_video.exists():
         _check_pose(files, limits)
 

@@ -25,6 +25,7 @@ from wan_s2v.server.checks import check_inputs, check_lengths, check_plan
 from wan_s2v.server.limits import Limits
 from wan_s2v.server.problems import Problem
 from wan_s2v.server.requests import public_plan, request_of
+from wan_s2v.server.speech import write_speech
 from wan_s2v.server.storage import JobFiles
 
 _PIECE: Final = 1 << 16
@@ -60,9 +61,11 @@ class Planner:
         if not {"area", "height", "width"} & params.keys() and self._model.spec.max_area > self._limits.frame_pixels:
             params["area"] = self._limits.frame_pixels
         try:
+            if "text" in params:
+                write_speech(params["text"], params.get("voice"), files.audio)
             request = request_of(params, files)
             check_lengths(request.options, self._limits)
-            check_inputs(files, self._limits)
+            check_inputs(files, request.options, self._limits)
             wanted = preview(request, self._model, self._machine)
             check_plan(wanted.plan, self._limits)
         except Problem as problem:

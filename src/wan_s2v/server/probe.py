@@ -20,6 +20,7 @@ import torch
 from wan_s2v.commands.request import ModelChoice, find_machine, open_model
 from wan_s2v.errors import WanS2VError
 from wan_s2v.plan import DEFAULT_FPS, PRESETS, GenerationOptions
+from wan_s2v.server.speech import voice_names
 
 
 def probe(choice: ModelChoice, options: GenerationOptions) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def probe(choice: ModelChoice, options: GenerationOptions) -> dict[str, Any]:
         **model.place,
         "num_devices": torch.cuda.device_count() if model.device.type == "cuda" else 1,
         "presets": list(PRESETS),
+        "voices": voice_names(),
         "defaults": {
             "fps": DEFAULT_FPS,
             "area": spec.max_area,

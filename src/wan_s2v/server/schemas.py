@@ -8,10 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from wan_s2v.server.jobs import Job, Status
 
-_LONGEST_TEXT = 10_000
+LONGEST_TEXT = 10_000
 Side = Annotated[int, Field(ge=16, le=8192)]
 Scale = Annotated[float, Field(ge=0, le=100, allow_inf_nan=False)]
-Text = Annotated[str, Field(max_length=_LONGEST_TEXT)]
+Time = Annotated[str, Field(coerce_numbers_to_str=True, pattern=r"^[0-9:]{1,9}(\.[0-9]{1,9})?$")]
+Text = Annotated[str, Field(max_length=LONGEST_TEXT)]
 
 
 class VideoOptions(BaseModel):
@@ -37,6 +38,10 @@ class VideoOptions(BaseModel):
     flow_shift: Annotated[float, Field(ge=0.01, le=100, allow_inf_nan=False)] | None = None
     scheduler: Literal["unipc", "dpm++", "euler"] | None = None
     num_clips: Annotated[int, Field(ge=1, le=10**6)] | None = None
+    start_s: Time | None = None
+    duration_s: Time | None = None
+    silence: Literal["clean", "keep"] = "keep"
+    mark: Annotated[str, Field(max_length=200)] | None = None
     frames_per_clip: Annotated[int, Field(ge=4, le=80)] | None = None
     start_from_reference: bool = False
     timing: Literal["aligned", "reference"] = "aligned"

@@ -9,6 +9,7 @@ import fcntl
 import os
 import secrets
 import shutil
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,10 @@ class JobFiles:
     @property
     def audio(self) -> Path:
         return self.folder / "audio"
+
+    @property
+    def vocals(self) -> Path:
+        return self.folder / "vocals"
 
     @property
     def pose_video(self) -> Path:
@@ -64,10 +69,9 @@ class JobFiles:
         for path in self.folder.glob(".*"):
             path.unlink()
 
-    def remove_results(self) -> None:
-        """What a cancelled or failed job leaves; its inputs stay until it is deleted."""
-        inputs = {self.image, self.audio, self.pose_video}
-        for path in set(self.folder.iterdir()) - inputs:
+    def clear(self, *kept: Path) -> None:
+        """Remove everything but the inputs, which stay until the job is deleted, and the given results."""
+        for path in set(self.folder.iterdir()) - {self.image, self.audio, self.vocals, self.pose_video, *kept}:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -152,6 +156,7 @@ class Housekeeper:
 
     def __init__(self, queue: Queue, storage: Storage, limits: Limits) -> None:
         self._queue, self._storage, self._limits = queue, storage, limits
+        self._purging = threading.Lock()
         self.evicted = 0
 
     def tidy(self) -> None:
@@ -194,11 +199,12 @@ class Housekeeper:
 
     def purge(self) -> None:
         """Remove the files and rows of deleted jobs that nobody works on."""
-        for job in self._queue.deleted():
-            folder = self._storage.files(job.id).folder
-            if folder.exists():
-                shutil.rmtree(folder)
-            self._queue.purge(job)
+        with self._purging:
+            for job in self._queue.deleted():
+                folder = self._storage.files(job.id).folder
+                if folder.exists():
+                    shutil.rmtree(folder)
+                self._queue.purge(job)
 
 
 def _flush(path: Path) -> None:

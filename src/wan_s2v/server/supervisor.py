@@ -61,7 +61,10 @@ class Worker:
         pause = _SHORTEST_PAUSE_S
         while not self._stopping:
             started = time.monotonic()
-            how = await self._live()
+            try:
+                how = await self._live()
+            except OSError as error:  # no memory or no process to be had
+                how = errors.reason_of(error)
             self.is_ready = False
             if self._stopping:
                 return
@@ -88,8 +91,8 @@ class Worker:
     def _environment(self) -> dict[str, str]:
         if self._program.facts["device"] == "cpu":
             return {}
-        seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-        return {"CUDA_VISIBLE_DEVICES": seen.split(",")[self.slot] if seen else str(self.slot)}
+        device, seen = self.slot % self._program.facts["num_devices"], os.environ.get("CUDA_VISIBLE_DEVICES")
+        return {"CUDA_VISIBLE_DEVICES": seen.split(",")[device] if seen else str(device)}
 
     def wake(self) -> None:
         if self.is_ready and self._process is not None and self._process.stdin is not None:

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from wan_s2v.server.fetch import fetch
 from wan_s2v.server.limits import MIB, Limits
 from wan_s2v.server.problems import Problem
-from wan_s2v.server.schemas import VideoOptions
+from wan_s2v.server.schemas import LONGEST_TEXT, VideoOptions
 
-FILES: Final = ("image", "audio", "pose_video")
+FILES: Final = ("image", "audio", "vocals", "pose_video")
 SPEECH: Final = ("text", "voice")
 _MOST_FIELDS: Final = 100
 _FIELD_BYTES: Final = 64 * 1024
@@ -139,11 +139,11 @@ def _from_json(body: bytes, folder: Path, limits: Limits) -> dict[str, Any]:
 def _checked(texts: Mapping[str, Any], files: set[str]) -> dict[str, Any]:
     """The options as keywords of the pipeline. Raises: Problem for the first that is not accepted."""
     texts = dict(texts)
-    speech = [name for name in SPEECH if texts.pop(name, None) is not None]
-    if speech:
-        require_speech_synthesis(speech[0])
+    speech: dict[str, Any] = {name: texts.pop(name) for name in SPEECH if name in texts}
+    for given in speech:
+        _check_speech(given, speech, files)
     for name in ("image", "audio"):
-        if name not in files:
+        if name not in files and not (name == "audio" and speech):
             raise Problem("invalid", f"There is no {name}. Send it as a file of the form.")
     try:
         options = VideoOptions.model_validate(texts)
@@ -151,13 +151,19 @@ def _checked(texts: Mapping[str, Any], files: set[str]) -> dict[str, Any]:
         raise Problem("invalid", _describe(error)) from error
     params = options.model_dump(exclude_unset=True)
     styles = params.pop("style", [])
-    return params | ({"styles": styles} if styles else {})
+    return params | speech | ({"styles": styles} if styles else {})
 
 
-def require_speech_synthesis(name: str) -> None:
-    """Raises: Problem where this installation cannot speak."""
+def _check_speech(name: str, speech: Mapping[str, Any], files: set[str]) -> None:
+    """Raises: Problem for a text that cannot be spoken here."""
     if find_spec("wan_s2v.speech_synthesis") is None:
         raise Problem("invalid", f"{name} needs text to speech, which is not installed. Send the voice as audio.")
+    if "audio" in files or "text" not in speech:
+        raise Problem(
+            "invalid", f"{name} is given, but {'audio is, too' if 'audio' in files else 'no text'}. Send one."
+        )
+    if not isinstance(speech[name], str) or len(speech[name]) > LONGEST_TEXT:
+        raise Problem("invalid", f"{name} is not text of at most {LONGEST_TEXT} characters. Shorten it.")
 
 
 def _describe(error: ValidationError) -> str:

@@ -79,11 +79,12 @@ class Worker:
         files.remove_temporaries()
         try:
             wanted = preview(request_of(job.params, files), self._model)
-            if not is_complete(wanted):
+            if not (is_complete(wanted) and files.sidecar.exists()):
                 estimated_s = wanted.estimate.seconds
                 with QueueReporter(self._queue, job, estimated_s, self._stopping.is_set) as reporter:
                     record = make_video(pipeline, wanted, reporter)
                 write_sidecar(files, record)
+            files.clear(files.video, files.sidecar)
             self._queue.settle(job, "done", num_bytes=files.num_bytes())
         except Stopped:
             self._queue.settle(job, "queued")
@@ -97,7 +98,7 @@ class Worker:
             self._end(job, files, out_of_memory_message())
 
     def _end(self, job: Job, files: JobFiles, error: str | None) -> None:
-        files.remove_results()
+        files.clear()
         self._queue.settle(job, "cancelled" if error is None else "failed", error=error, num_bytes=files.num_bytes())
 
 
