@@ -242,7 +242,7 @@ def overhead(words: argparse.Namespace, folder: Path, _model: str) -> dict[str, 
     batch_s = [entry["seconds"] for entry in report][1:]
     server = Server(folder / "server", "tiny").start()
     files = {"image": image.read_bytes(), "audio": audio.read_bytes()}
-    served_s, making_s = [], []
+    served_s, working_s, making_s = [], [], []
     for number in range(count):
         started = time.perf_counter()
         data = {name: str(value) for name, value in options.items()} | {"seed": str(number)}
@@ -251,20 +251,27 @@ def overhead(words: argparse.Namespace, folder: Path, _model: str) -> dict[str, 
         with httpx2.stream("GET", f"{address}/events", timeout=600) as events:
             events.read()
         served_s.append(time.perf_counter() - started)
+        job = httpx2.get(address).json()
+        working_s.append(job["finished_at"] - job["started_at"])
         making_s.append(httpx2.get(f"{address}/sidecar").json()["seconds"]["total"])
         same = len(httpx2.get(f"{address}/content").content) == (folder / f"cli{number}.mp4").stat().st_size
         print(f"job {number}: {served_s[-1]:.2f} s, same size: {same}", file=sys.stderr, flush=True)
     server.stop()
-    served_s, making_s = served_s[1:], making_s[1:]
+    served_s, working_s, making_s = served_s[1:], working_s[1:], making_s[1:]
     ratio = statistics.median(served_s) / statistics.median(batch_s) - 1
     # within one job, which other programs on the machine do not disturb
-    beside = statistics.median(whole / making - 1 for whole, making in zip(served_s, making_s, strict=True))
+    beside, busy = (
+        statistics.median(whole / making - 1 for whole, making in zip(times, making_s, strict=True))
+        for times in (served_s, working_s)
+    )
     return {
         "batch_s": [round(s, 2) for s in batch_s],
         "server_s": [round(s, 2) for s in served_s],
+        "worker_s": [round(s, 2) for s in working_s],
         "making_s": [round(s, 2) for s in making_s],
         "over_batch_percent": round(100 * ratio, 2),
-        "beside_making_percent": round(100 * beside, 2),
+        "client_over_making_percent": round(100 * beside, 2),
+        "worker_over_making_percent": round(100 * busy, 2),
     }
 
 

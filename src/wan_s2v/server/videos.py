@@ -22,7 +22,7 @@ from wan_s2v.server.schemas import JobBody, JobList, PlanBody
 from wan_s2v.server.service import Service
 
 _PIECE: Final = 1 << 18
-_LOOK_S: Final = 0.25
+_LOOK_S: Final = 0.1
 _SILENCE_S: Final = 15.0  # an event is sent at least so often, so that proxies keep the connection
 _UPLOAD: Final = ("bad_request", "too_large", "unsupported_media", "invalid", "too_many", "unavailable", "storage_full")
 Key = Annotated[
