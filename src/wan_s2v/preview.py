@@ -1,7 +1,7 @@
 """What can be seen of a video while it is made: a film that grows by every clip, and a small picture of every step.
 
-The film is encoded apart from the result, fast and without looking ahead, so that all of a clip is in it when it is
-written; its fragments play although the file has no end yet.
+The film is encoded apart from the result, fast and without looking ahead, so that a clip is in it as soon as it is
+made; its fragments play although the file has no end yet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,12 @@ from wan_s2v.errors import OutputError, reason_of
 from wan_s2v.sound_span import SoundSpan
 from wan_s2v.sound_track import AUDIO_RATE, AV_ERRORS, AudioSource, SoundSource, SoundTrack
 
-_FRAGMENTED: Final = {"movflags": "empty_moov+default_base_moof+frag_every_frame", "flush_packets": "1"}
+# The muxer holds a fragment of 50 ms back, and with the header waits for the sound, whose first samples lie before 0.
+_FRAGMENTED: Final = {
+    "movflags": "empty_moov+default_base_moof+delay_moov",
+    "frag_duration": "50000",
+    "flush_packets": "1",
+}
 _FAST: Final = {"preset": "veryfast", "tune": "zerolatency", "crf": "23"}
 _RIDGE: Final = 1e-3
 _PICTURE_SIDE: Final = 256  # pixels, about, of the longer side
@@ -58,24 +63,32 @@ class GrowingVideo:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._sound.close()
         try:
+            if kind is None:
+                self._container.mux(self._video.encode(None))
+                self._audio.finish(self._num_samples)
             self._container.close()
         except AV_ERRORS as failure:
             if kind is None:
                 raise self._failure(failure) from failure
+        finally:
+            self._sound.close()
 
     def write(self, frames: np.ndarray) -> None:
-        """Append (T, H, W, 3) uint8 frames, with which the file plays from now on."""
+        """Append (T, H, W, 3) uint8 frames; all but the last two or three play from now on."""
         try:
             for pixels in frames:
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
                 frame.pts, frame.time_base = self._num_frames, 1 / self._fps
                 self._container.mux(self._video.encode(frame))
                 self._num_frames += 1
-                self._audio.write_until(round(self._num_frames * AUDIO_RATE / self._fps))
+                self._audio.write_until(self._num_samples)
         except AV_ERRORS as error:
             raise self._failure(error) from error
+
+    @property
+    def _num_samples(self) -> int:
+        return round(self._num_frames * AUDIO_RATE / self._fps)
 
     def _failure(self, error: BaseException) -> OutputError:
         return OutputError(f"Preview {self._path} cannot be written ({reason_of(error)}). Free space or leave it out.")
