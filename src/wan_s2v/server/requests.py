@@ -25,7 +25,7 @@ def request_of(params: Mapping[str, Any], files: JobFiles) -> Request:
     paths = {"pose_video_path": files.pose_video, "vocals_path": files.vocals}
     sent = {name: path for name, path in paths.items() if path.exists()}
     options = GenerationOptions.from_keywords(keywords | sent | {"prompt": prompt})
-    return Request(files.image, files.audio, files.video, options, overwrite=True)
+    return Request(files.image, files.audio, files.video, options, overwrite=True, preview_path=files.preview)
 
 
 def public_plan(wanted: Preview) -> dict[str, Any]:

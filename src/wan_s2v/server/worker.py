@@ -7,7 +7,6 @@ The end of that input means that the server is gone: the process ends at once an
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import pickle
 import signal
@@ -29,7 +28,7 @@ from wan_s2v.commands.request import (
     out_of_memory_message,
     preview,
 )
-from wan_s2v.errors import OutputError, WanS2VError
+from wan_s2v.errors import OutputError, RunStoppedError, WanS2VError
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.result import writable_frames
 from wan_s2v.server.jobs import Job, Queue
@@ -82,11 +81,10 @@ class Worker:
             if not (is_complete(wanted) and files.sidecar.exists()):
                 estimated_s = wanted.estimate.seconds
                 with QueueReporter(self._queue, job, estimated_s, self._stopping.is_set) as reporter:
-                    record = make_video(pipeline, wanted, reporter)
-                write_sidecar(files, record)
+                    make_video(pipeline, wanted, reporter)
             files.clear(files.video, files.sidecar)
             self._queue.settle(job, "done", num_bytes=files.num_bytes())
-        except Stopped:
+        except (Stopped, RunStoppedError):
             self._queue.settle(job, "queued")
         except Cancelled:
             self._end(job, files, None)
@@ -114,13 +112,6 @@ def is_complete(wanted: Preview) -> bool:
     except OutputError:
         return False
     return True
-
-
-def write_sidecar(files: JobFiles, record: dict[str, object]) -> None:
-    """The record of the run beside the video, in one step."""
-    temporary = files.sidecar.with_suffix(".new")
-    temporary.write_text(json.dumps(record, indent=1, default=str), encoding="utf-8")
-    os.replace(temporary, files.sidecar)
 
 
 def main() -> None:
