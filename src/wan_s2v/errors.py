@@ -19,6 +19,10 @@ class UsageError(WanS2VError, ValueError):
     exit_code = 2
 
 
+class OtherRunError(UsageError):
+    """What an earlier run has kept is not of the run that is asked for."""
+
+
 class MediaError(WanS2VError):
     """A file given as input exists but its content cannot be used."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from wan_s2v import __version__
-from wan_s2v.errors import UsageError
+from wan_s2v.errors import OtherRunError, UsageError
 from wan_s2v.ops.attention import choose_backends, chosen_backends
 from wan_s2v.partial_run import PartialRun
 from wan_s2v.plan import GenerationOptions, GenerationPlan
@@ -69,14 +69,14 @@ def _plain(value: Any) -> Any:
 
 
 def check_same_run(kept: dict[str, Any], now: dict[str, Any], partial_run: PartialRun) -> None:
-    """Raises: UsageError that shows what has changed since a run was kept."""
+    """Raises: OtherRunError that shows what has changed since a run was kept."""
     before = kept["identity"]
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if not changed:
         return
     shown = "; ".join(f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in changed[:_SHOWN])
     more = f"; and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
-    raise UsageError(
+    raise OtherRunError(
         f"{partial_run.folder} holds another run: {shown}{more}. Give the command that began it, to go on; or --fresh, "
         "to throw it away and begin anew."
     )

@@ -1,9 +1,8 @@
-"""The progress of a job, written into its row; the way by which cancelling and stopping reach a running job."""
+"""The progress of a job, written into its row; the way by which cancelling reaches a running job."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Final
 
@@ -16,20 +15,15 @@ class Cancelled(Exception):
     """Its owner does not want the video any more."""
 
 
-class Stopped(Exception):
-    """The worker ends; the job waits and is taken up again where it was."""
-
-
 class QueueReporter:
     """A `Reporter` of one job.
 
     Args:
         estimated_s: what the plan says that the video takes.
-        is_stopping: whether the worker is to end.
     """
 
-    def __init__(self, queue: Queue, job: Job, estimated_s: float, is_stopping: Callable[[], bool]) -> None:
-        self._queue, self._job, self._estimated_s, self._is_stopping = queue, job, estimated_s, is_stopping
+    def __init__(self, queue: Queue, job: Job, estimated_s: float) -> None:
+        self._queue, self._job, self._estimated_s = queue, job, estimated_s
         self._started, self._written = time.monotonic(), 0.0
 
     def __enter__(self) -> QueueReporter:
@@ -66,8 +60,6 @@ class QueueReporter:
     def _check(self) -> None:
         if self._queue.is_cancelled(self._job):
             raise Cancelled
-        if self._is_stopping():
-            raise Stopped
 
     def _write(self, stage: str, *, at_once: bool = False) -> None:
         now = time.monotonic()

@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -28,11 +29,11 @@ from wan_s2v.commands.request import (
     out_of_memory_message,
     preview,
 )
-from wan_s2v.errors import OutputError, RunStoppedError, WanS2VError
+from wan_s2v.errors import OtherRunError, OutputError, RunStoppedError, WanS2VError
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.result import writable_frames
 from wan_s2v.server.jobs import Job, Queue
-from wan_s2v.server.reporter import Cancelled, QueueReporter, Stopped
+from wan_s2v.server.reporter import Cancelled, QueueReporter
 from wan_s2v.server.requests import request_of
 from wan_s2v.server.storage import JobFiles, Storage
 from wan_s2v.video import verify_video
@@ -77,14 +78,14 @@ class Worker:
         files = self._storage.files(job.id)
         files.remove_temporaries()
         try:
-            wanted = preview(request_of(job.params, files), self._model)
+            wanted = self._plan(job, files)
             if not (is_complete(wanted) and files.sidecar.exists()):
                 estimated_s = wanted.estimate.seconds
-                with QueueReporter(self._queue, job, estimated_s, self._stopping.is_set) as reporter:
+                with QueueReporter(self._queue, job, estimated_s) as reporter:
                     make_video(pipeline, wanted, reporter)
             files.clear(files.video, files.sidecar)
             self._queue.settle(job, "done", num_bytes=files.num_bytes())
-        except (Stopped, RunStoppedError):
+        except RunStoppedError:
             self._queue.settle(job, "queued")
         except Cancelled:
             self._end(job, files, None)
@@ -94,6 +95,14 @@ class Worker:
             if not is_out_of_memory(error):
                 raise
             self._end(job, files, out_of_memory_message())
+
+    def _plan(self, job: Job, files: JobFiles) -> Preview:
+        """The plan of a job, which goes on from what was kept of it, unless another version kept it."""
+        request = request_of(job.params, files)
+        try:
+            return preview(request, self._model)
+        except OtherRunError:
+            return preview(replace(request, fresh=True), self._model)
 
     def _end(self, job: Job, files: JobFiles, error: str | None) -> None:
         files.clear()
