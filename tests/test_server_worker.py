@@ -122,10 +122,16 @@ def test_cancelling_ends_a_job_after_its_step_and_leaves_its_inputs_alone(bench,
 def test_stopping_leaves_a_job_to_wait_and_it_gives_the_same_video_later(bench, monkeypatch):
     whole, stopped = bench.add(), bench.add()
     bench.make()
-    during(monkeypatch, bench, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr("wan_s2v.server.reporter._INTERVAL_S", 0.0)  # so that the second clip is under way
+    during(monkeypatch, bench, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     assert bench.make().status == "queued"
-    assert (bench.storage.files(stopped.id).folder / "video.mp4.partial").exists()
+    files = bench.storage.files(stopped.id)
+    assert read_video_info(files.preview).num_frames > 0
+    assert (files.folder / "video.mp4.partial").exists()
     assert bench.make().status == "done"
+    clips = json.loads(files.sidecar.read_text())["clips"]
+    assert [clip["from_earlier_run"] for clip in clips] == [True, False, False]
+    assert not files.preview.exists()
     first, second = (list(read_frames(bench.storage.files(job.id).video)) for job in (whole, stopped))
     assert np.array_equal(first, second)
 
