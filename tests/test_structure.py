@@ -16,6 +16,7 @@ RANKS = {
     "result": 4,
     "job": 4,
     "memory_planning": 4,
+    "model_runtime": 4,
     "pipeline": 5,
     "family": 6,
     "training": 7,

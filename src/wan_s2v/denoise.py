@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from wan_s2v.errors import NumericsError
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.schedulers import Scheduler
@@ -41,17 +42,28 @@ class Guidance:
         return 1 + self.needs_neither + self.needs_text_only
 
 
+class Predictor(Protocol):
+    """A transformer with all that it needs beside the latents."""
+
+    @property
+    def transformer(self) -> Backbone: ...
+    def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Guided flow velocity of (B, C, F, h, w) latents at a timestep (1,), float32."""
+
+
 @dataclass(frozen=True)
 class Expert:
     """A transformer with its per-clip constants for every pass that guidance needs."""
 
     transformer: WanS2VTransformer
+    guidance: Guidance
     full: Conditioning
     text_only: Conditioning | None
     neither: Conditioning | None
 
-    def predict(self, latents: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
+    def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Guided flow velocity of (B, C, F, h, w) latents, float32."""
+        guidance = self.guidance
         full = self.transformer(latents, timestep, self.full)
         neither = None if self.neither is None else self.transformer(latents, timestep, self.neither)
         if self.text_only is None or guidance.audio_scale is None:
@@ -64,8 +76,7 @@ class Expert:
 def denoise(
     latents: Tensor,
     scheduler: Scheduler,
-    choose_expert: Callable[[float], Expert],
-    guidance: Guidance,
+    choose_expert: Callable[[float], Predictor],
     step_cache: StepCache,
     on_step: Callable[[int, Tensor, Tensor], Tensor | None] | None = None,
     attempt: Callable[[Callable[[], Any]], Any] = lambda work: work(),
@@ -73,7 +84,7 @@ def denoise(
     """Run all steps of one clip.
 
     Args:
-        latents: (1, C, F, h, w) float32 noise.
+        latents: (B, C, F, h, w) float32 noise.
         choose_expert: the expert for a timestep.
         step_cache: a new one, which may spare some of the predictions.
         on_step: called with step, timestep and latents after each step; may return replacement latents.
@@ -83,7 +94,7 @@ def denoise(
     count = len(scheduler.timesteps)
     for step, timestep in enumerate(scheduler.timesteps):
         choose = partial(choose_expert, float(timestep))
-        predict = partial(_predict, choose, latents, timestep.reshape(1), guidance)
+        predict = partial(_predict, choose, latents, timestep.reshape(1))
         sigma, transformer = float(scheduler.sigmas[step]), attempt(choose).transformer
         noise_pred = step_cache.predict(step, sigma, latents, transformer, partial(attempt, predict))
         check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
@@ -94,8 +105,8 @@ def denoise(
     return latents
 
 
-def _predict(choose: Callable[[], Expert], latents: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
-    return choose().predict(latents, timestep, guidance)
+def _predict(choose: Callable[[], Predictor], latents: Tensor, timestep: Tensor) -> Tensor:
+    return choose().predict(latents, timestep)
 
 
 def check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
