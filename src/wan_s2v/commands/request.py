@@ -5,9 +5,10 @@ The commands for one video and for many share these steps. Nothing in here print
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from wan_s2v.commands.progress import Reporter, duration_text, size_text
 from wan_s2v.errors import UsageError
+from wan_s2v.lora_loading import LoRALoading
 from wan_s2v.pipeline import WanS2VPipeline, model_spec
 from wan_s2v.plan import GenerationOptions, GenerationPlan, ModelSpec, plan_generation
 from wan_s2v.result import open_writer, writable_frames
@@ -108,7 +110,7 @@ class Preview:
             "audio": str(self.request.audio),
             "output": str(self.request.output),
             "model": self.model.choice.model,
-            "loras": [{"file": str(lora.path), "weight": lora.weight} for lora in self.request.loras],
+            "loras": [lora.record() for lora in self.request.loras],
             **self.model.place,
             "offload": self.policy.offload,
             "estimate": {
@@ -162,11 +164,22 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
 def parse_loras(words: Sequence[str], folder: Path = Path()) -> tuple[LoRAFile, ...]:
     """LoRAs from FILE or FILE:WEIGHT, relative to a folder. Raises: UsageError, also for a file given twice."""
     loras = tuple(LoRAFile.parse(word, folder) for word in words)
-    paths = [lora.path for lora in loras]
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(f"LoRA {twice} is given twice. Give it once, with a weight: {twice}:WEIGHT.")
+    for one, other in itertools.combinations(loras, 2):
+        if one.path == other.path and (one.expert == other.expert or None in (one.expert, other.expert)):
+            raise UsageError(f"LoRA {one.path} is given twice. Give it once, with a weight: {one.path}:WEIGHT.")
     return loras
+
+
+def check_loras(loras: Sequence[LoRAFile], config: Mapping[str, Any]) -> list[str]:
+    """Notes on LoRAs for a transformer of this config. Raises: CheckpointError for one that does not fit."""
+    return [note for lora in loras for note in check_lora(lora, config)]
+
+
+def lora_bytes(loras: Sequence[LoRAFile], sizes: ModelSizes, dtype: torch.dtype) -> int:
+    """Memory of the LoRAs on the transformer that has the most of them."""
+    experts = [name for name in sizes.parameters if name.startswith("transformer")]
+    active = [(lora, branch_bytes(lora, sizes.config, dtype)) for lora in loras if lora.weight]
+    return max(sum(count for lora, count in active if lora.is_for(expert, experts)) for expert in experts)
 
 
 def check_files(request: Request) -> None:
@@ -186,7 +199,7 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     check_files(request)
     check_output_path(request.output, overwrite=request.overwrite)
     options = replace(request.options, enable_cpu_offload=model.offload)
-    notes = [note for lora in request.loras for note in check_lora(lora, model.sizes.config)]
+    notes = check_loras(request.loras, model.sizes.config)
     active = any(lora.weight for lora in request.loras)
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
     on_gpu = model.device.type == "cuda"
@@ -196,9 +209,8 @@ def preview(request: Request, model: OpenedModel) -> Preview:
     # in main memory there is nothing to be gained by moving
     is_eight_bit = options.preset == "fast" and can_compute_in_eight_bits(model.device)
     blocks_run = how_blocks_run(model.device, is_eight_bit=is_eight_bit)
-    config, dtype = model.sizes.config, model.dtype
-    lora_bytes = sum(branch_bytes(lora, config, dtype) for lora in request.loras if lora.weight)
-    sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes)
+    dtype = model.dtype
+    sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes(request.loras, model.sizes, dtype))
     policy = choose_policy(sizes, plan.work, dtype, free, least) if on_gpu else MemoryPolicy()
     needed = estimate(sizes, plan.work, dtype, model.rates, policy)
     needed = replace(needed, peak_bytes=needed.peak_bytes + model.program_bytes)
@@ -251,20 +263,22 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
     return record | {"seconds": {stage: round(spent, 3) for stage, spent in seconds.items()}}
 
 
-def use_loras(pipeline: WanS2VPipeline, loras: Sequence[LoRAFile]) -> None:
-    """Have exactly these on every expert; those read for a video before stay in main memory.
+def use_loras(pipeline: LoRALoading, loras: Sequence[LoRAFile]) -> None:
+    """Have exactly these on the experts that they are for; those read for a video before stay in main memory.
 
     Raises: CheckpointError for what a header does not show, such as NaN.
     """
     pipeline.set_adapters([])
     experts = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name) is not None]
     for expert in experts:
+        wanted = [lora for lora in loras if lora.is_for(expert, experts)]
         loaded = pipeline.adapters[expert].loras if expert in pipeline.adapters else {}
-        for lora in loras:
+        for lora in wanted:
             if str(lora.path) not in loaded:
                 second = expert == "transformer_2"
                 pipeline.load_lora_weights(lora.path, str(lora.path), weight=0, load_into_transformer_2=second)
-    pipeline.set_adapters([str(lora.path) for lora in loras], [lora.weight for lora in loras])
+        if expert in pipeline.adapters:
+            pipeline.adapters[expert].set_weights({str(lora.path): lora.weight for lora in wanted})
 
 
 def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
@@ -296,7 +310,7 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
             f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
             f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}",
         ),
-        *_lora_rows(request.loras),
+        *lora_rows(request.loras, [name for name in model.sizes.parameters if name.startswith("transformer")]),
         ("machine", "{device}, {dtype}".format(**model.place)),
         *([("memory", wanted.policy.description)] if model.device.type == "cuda" else []),
         (
@@ -308,8 +322,11 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
     ]
 
 
-def _lora_rows(loras: Sequence[LoRAFile]) -> list[tuple[str, str]]:
-    return [("lora", ", ".join(f"{lora.path.name} x {lora.weight:g}" for lora in loras))] if loras else []
+def lora_rows(loras: Sequence[LoRAFile], experts: Collection[str]) -> list[tuple[str, str]]:
+    """LoRAs of a plan for people, and of two experts the ones that they are for."""
+    where = {None: "", "transformer": " (high noise)", "transformer_2": " (low noise)"}
+    shown = [f"{lora.path.name} x {lora.weight:g}{where[lora.expert] if len(experts) > 1 else ''}" for lora in loras]
+    return [("lora", ", ".join(shown))] if shown else []
 
 
 def is_out_of_memory(error: BaseException) -> bool:
