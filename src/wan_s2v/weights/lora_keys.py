@@ -82,7 +82,7 @@ def lay_out(name: str, found: Mapping[str, Shape], config: Mapping[str, Any]) ->
         )
     if not keys:
         raise CheckpointError(
-            f"{name} changes only layers that this model has not: {listed(left_out)}. Use another LoRA."
+            f"{name} changes only layers that this model lacks: {listed(left_out)}. Use another LoRA."
         )
     _require_partners(keys, name)
     for slot, key in keys.items():
