@@ -7,15 +7,18 @@ from pathlib import Path
 
 import command_line
 import pytest
+import torch
 from checkpoints import write_official_wan
 from command_line import VOICE
 from conftest import MEDIA
+from safetensors.torch import save_file
 
 from wan_s2v.commands import video_request
 from wan_s2v.commands.official_flags import translate
 from wan_s2v.errors import UsageError
 from wan_s2v.runtime.estimate import Rates
 from wan_s2v.video import read_frames, read_video_info
+from wan_s2v.weights.lora import LoRAFile
 
 wan_s2v, speech_model = command_line.wan_s2v, command_line.model
 PICTURE = MEDIA / "person_small.png"
@@ -123,18 +126,16 @@ def test_json_records_what_made_the_video(wan_s2v, folders, tmp_path):
         ("i2v", ("--image", PICTURE, "--audio", VOICE), "--audio is not for this model, which is for i2v"),
         ("t2v", ("--prompt", "x", "--timing", "reference"), "--timing is for models that hear sound"),
         ("t2v", ("--prompt", "x", "--fps", "24"), "--fps is for models that hear sound"),
-        ("t2v", ("--prompt", "x", "--preset", "fast"), "--preset is for models that hear sound"),
         ("t2v", ("--prompt", "x", "--num-frames", "80"), "num_frames=80 is not one more .*: 77, 81"),
         ("t2v", ("--prompt", "x", "--height", "64"), "give height and width, or area"),
         ("t2v", ("--prompt", "x", "--height", "64", "--width", "70"), "width=70 is not a multiple of 16.*: 64, 80"),
         ("ti2v", ("--prompt", "x", "--height", "48", "--width", "64"), "height=48 is not a multiple of 32.*: 32, 64"),
         ("ti2v", ("--prompt", "x", "--guidance-scale-2", "3"), "this model has one transformer"),
-        ("t2v", ("--prompt", "x", "--guidance-scale", "1", "--guidance-scale-2", "3"), "cannot go without guidance"),
         ("t2v", ("--prompt", "x", "--task", "i2v"), "task='i2v', but .* is a model for t2v"),
         ("t2v", ("--prompt", "x", "--boundary-ratio", "0.5", "--boundary-snr", "1"), "both given"),
         ("i2v", ("--image", "nothing.png"), "nothing.png does not exist"),
         ("i2v", ("--image", PICTURE, "--area", "100"), "area=100 leaves no frame"),
-        ("t2v", ("--prompt", "x", "--lora", "a.safetensors"), "--lora is not for this model"),
+        ("t2v", ("--prompt", "x", "--lora", "a.safetensors"), "there is no file a.safetensors"),
     ],
 )
 def test_misuse_is_named_before_anything_loads(wan_s2v, folders, tmp_path, monkeypatch, task, words, message):
@@ -184,3 +185,99 @@ def test_official_flags_follow_the_task(official, ours):
 def test_a_task_of_another_model_is_named():
     with pytest.raises(UsageError, match="--task animate-14B is another model"):
         translate(["--task", "animate-14B"])
+
+
+def lora_file(folder: Path, name: str) -> Path:
+    tensors = {}
+    for side, shape in (("down", (4, 40)), ("up", (40, 4))):
+        tensors[f"blocks.0.self_attn.q.lora_{side}.weight"] = torch.full(shape, 0.1)
+    save_file(tensors, folder / name)
+    return folder / name
+
+
+def test_loras_go_on_the_expert_that_their_name_says(wan_s2v, folders, tmp_path):
+    high, low = (lora_file(tmp_path, f"wan_{noise}_noise.safetensors") for noise in ("high", "low"))
+    both = lora_file(tmp_path, "style.safetensors")
+    words = ("--preset", "4step", "--lora", high, "--lora", f"{low}:0.5", "--lora", f"{both}:low:0.2")
+    output = tmp_path / "out.mp4"
+    done = wan_s2v(
+        "generate", "-m", folders["t2v"], "--prompt", "a man", *SMALL, "--num-frames", 5, *words, "-o", output, "--json"
+    )
+    assert done.code == 0, done.err
+    shown = " ".join(done.err.split())
+    assert "wan_high_noise.safetensors x 1 (high noise), wan_low_noise.safetensors x 0.5 (low noise)" in shown
+    assert "4 steps x 1 pass, euler, guidance off, shift 5" in shown
+    assert "few-step LoRA" not in shown
+    found = {(r["transformer"], Path(r["name"]).name, r["weight"]) for r in done.json["metadata"]["loras"]}
+    assert found == {
+        ("transformer", "wan_high_noise.safetensors", 1.0),
+        ("transformer_2", "wan_low_noise.safetensors", 0.5),
+        ("transformer_2", "style.safetensors", 0.2),
+    }
+    assert done.json["metadata"]["num_predictions"] == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "expert"),
+    [
+        ("high_noise_model", "transformer"),
+        ("t2v_lightx2v_4steps_lora_v1.1_low_noise", "transformer_2"),
+        ("LowNoise-rank64", "transformer_2"),
+        ("Wan2.2-Lightning_T2V-A14B-4steps-lora_HIGH_fp16", "transformer"),
+        ("low_poly_style", None),
+        ("highlow_noise_high_noise", None),
+        ("style", None),
+    ],
+)
+def test_names_that_say_the_expert(tmp_path, name, expert):
+    file = tmp_path / f"{name}.safetensors"
+    file.touch()
+    assert LoRAFile.parse(file.name, tmp_path) == LoRAFile(file, 1.0, expert)
+    assert LoRAFile.parse(f"{file.name}:high:0.5", tmp_path) == LoRAFile(file, 0.5, "transformer")
+    assert LoRAFile.parse(f"{file.name}:low", tmp_path) == LoRAFile(file, 1.0, "transformer_2")
+
+
+def test_one_lora_may_have_a_weight_for_each_expert_but_not_two_for_one(wan_s2v, folders, tmp_path):
+    file = lora_file(tmp_path, "style.safetensors")
+    words = ("generate", "-m", folders["t2v"], "--prompt", "x", "-o", tmp_path / "x.mp4", "--dry-run")
+    assert wan_s2v(*words, "--lora", f"{file}:high:0.5", "--lora", f"{file}:low").code == 0
+    twice = wan_s2v(*words, "--lora", f"{file}:high:0.5", "--lora", file)
+    assert (twice.code, "is given twice" in twice.errors[0]) == (2, True)
+    warned = wan_s2v(*words, "--preset", "4step")
+    assert "few-step LoRA" in warned.err
+
+
+def test_a_lora_of_another_model_is_refused_before_anything_loads(wan_s2v, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr(video_request, "load_pipeline", None)
+    save_file({"blocks.0.self_attn.q.diff_b": torch.ones(5120)}, tmp_path / "x.safetensors")
+    words = ("--prompt", "x", "--lora", tmp_path / "x.safetensors", "-o", tmp_path / "x.mp4")
+    done = wan_s2v("generate", "-m", folders["ti2v"], *words)
+    assert done.code == 1
+    assert "(5120)" in done.errors[0]
+    assert "the 14B models" in done.errors[0]
+
+
+def test_the_fast_preset_says_how_many_predictions_were_computed(wan_s2v, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("wan_s2v.video_plan.FAST_CHANGE", 1e9)
+    words = ("--prompt", "a man", *SMALL, "--num-frames", 5, "--num-inference-steps", 14, "--preset", "fast", "-q")
+    done = wan_s2v("generate", "-m", folders["ti2v"], *words, "-o", tmp_path / "x.mp4", "--json")
+    assert done.code == 0, done.err
+    assert done.json["plan"]["preset"] == "fast"
+    assert done.json["metadata"]["num_predictions"] == 5
+
+
+def test_a_plan_counts_memory_as_the_run_will(wan_s2v, folders, tmp_path, monkeypatch):
+    """On a GPU with room for little the plan says what is given up, in the runtime's own words."""
+    monkeypatch.setattr(video_request, "chosen_device", lambda _name: torch.device("cuda"))
+    monkeypatch.setattr(video_request, "device_budget", lambda *_: 10 << 20)
+    seen = []
+    monkeypatch.setattr(
+        video_request, "measure_rates", lambda device, dtype, sizes: (seen.append(sizes), Rates(1e11, 5e10))[1]
+    )  # fmt: skip
+    monkeypatch.setattr("wan_s2v.runtime.sizes.kernel_problem", lambda: None)
+    words = ("--prompt", "x", "--height", 64, "--width", 96, "-o", tmp_path / "x.mp4", "--dry-run")
+    done = wan_s2v("generate", "-m", folders["t2v"], *words)
+    assert done.code == 0, done.err
+    assert seen[0].blocks_run == "kernels"
+    assert seen[0].vae_dtype == torch.float16
+    assert re.search(r"memory +\w", done.err)

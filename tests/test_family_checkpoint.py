@@ -11,10 +11,11 @@ import pytest
 import torch
 from checkpoints import write_official_wan
 from conftest import load_golden
-from diffusers import UniPCMultistepScheduler, WanPipeline, WanTransformer3DModel
+from diffusers import UniPCMultistepScheduler, WanPipeline
 
 from wan_s2v.commands.doctor import examine
 from wan_s2v.errors import CheckpointError
+from wan_s2v.models.video_transformer import WanVideoTransformer
 from wan_s2v.weights import find_checkpoint, load_components, load_model, places
 from wan_s2v.weights.checkpoint import read_task
 from wan_s2v.weights.names import TASKS, plain_transformer_names, rename
@@ -60,7 +61,7 @@ def test_every_value_arrives_under_its_diffusers_name(written: dict[str, Path], 
         if loaded[name] is None:
             assert task == "ti2v"
             continue
-        assert type(loaded[name]) is WanTransformer3DModel
+        assert type(loaded[name]) is WanVideoTransformer
         state = loaded[name].state_dict()
         assert len(state) == len(official)
         assert all(torch.equal(state[rename(key, table)], value * factor) for key, value in official.items())

@@ -412,7 +412,7 @@ DOWN, UP = f"{Q}.lora_down.weight", f"{Q}.lora_up.weight"
             {f"blocks.{n}.{layer}.lora_down.weight": (4, 24) for n in range(3) for layer in ("self_attn.q", "warp")},
             r"4 tensors .*: blocks\.\*\.warp\.lora_down\.weight \(3x\), blocks\.2\.self_attn\.q\.lora_down\.weight\.",
         ),
-        ({"blocks.0.cross_attn.k_img.diff_b": (24,)}, "only layers that S2V has not: blocks.0.cross_attn.k_img"),
+        ({"blocks.0.cross_attn.k_img.diff_b": (24,)}, "only layers that this model lacks: blocks.0.cross_attn.k_img"),
         ({"unet.down_blocks.0.to_q.lora_A.weight": (4, 24)}, "1 tensors that this model has no place for"),
         ({f"{Q}.lora_mid.weight": (4, 4), DOWN: (4, 24), UP: (24, 4)}, "no place for: .*lora_mid"),
         ({"blocks.0.norm3.lora_A.weight": (4,), "blocks.0.norm3.lora_B.weight": (24, 4)}, r"norm3.*shape \(4\)"),
@@ -456,7 +456,7 @@ def test_a_lora_of_an_image_to_video_model_is_taken_without_its_own_layers(trans
     assert lora.pairs.keys() == {f"{layer}.weight" for layer in LAYERS[:2]}
     assert lora.differences == {}
     (note,) = lora.notes
-    assert "made for an I2V model; 7 tensors" in note
+    assert "made for another kind of model; 7 tensors" in note
     assert "diffusion_model.blocks.*.cross_attn.k_img.lora_down.weight (2x)" in note
     assert "patch_embedding.diff_b" in note
 

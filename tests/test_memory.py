@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 import wan_s2v.vae
 from wan_s2v.latents import decode_latents, encode_pixels
+from wan_s2v.models.backbone import WanBlock
 from wan_s2v.models.config import S2V_14B
-from wan_s2v.models.transformer import WanS2VBlock
 from wan_s2v.ops.eight_bit import FLOAT8
 from wan_s2v.runtime.lora import Adapters, branch_bytes
 from wan_s2v.runtime.memory import OFFLOADS, SLOTS, MemoryPolicy, choose_policy, peak_bytes, stage_bytes, weight_bytes
@@ -105,7 +105,7 @@ def test_a_lower_policy_lets_blocks_go_before_it_gives_up():
 def test_a_block_is_as_large_as_counted():
     with torch.device("meta"):
         heads, size, inner = S2V_14B["num_attention_heads"], S2V_14B["attention_head_dim"], S2V_14B["ffn_dim"]
-        block = WanS2VBlock(heads * size, heads, inner, 1e-6)
+        block = WanBlock(heads * size, heads, inner, 1e-6)
     count = sum(parameter.numel() for parameter in block.parameters())
     assert S2V_14B_SIZES.block_share == pytest.approx(count / S2V_14B_SIZES.parameters["transformer"], rel=1e-9)
 

@@ -141,8 +141,8 @@ def generate(
         if found == "s2v":
             _require_none(found, guidance_scale_2=guidance_scale_2)
             return _speech_job(settings, machine, image, audio, output, lora or [], overwrite, run)
-        _require_none(found, audio=audio, lora=lora)
-        return _video_job(found, settings, machine, image, guidance_scale_2, output, overwrite)
+        _require_none(found, audio=audio)
+        return _video_job(found, settings, machine, image, guidance_scale_2, output, lora or [], overwrite)
 
     planned, make = plan(prompt)
     written: dict[str, Any] = {}
@@ -287,13 +287,16 @@ def _video_job(
     image: Path | None,
     guidance_scale_2: float | None,
     output: Path | None,
+    loras: list[str],
     overwrite: bool,
 ) -> tuple[Any, Callable[[Any], dict[str, Any]]]:
     """The plan of a video from text or a picture, and what makes it."""
+    from wan_s2v.commands.request import parse_loras
     from wan_s2v.commands.video_request import VideoRequest, make_text_video, preview_video
 
     output = Path("video.mp4" if image is None else f"{image.stem}.mp4") if output is None else output
-    planned = preview_video(VideoRequest(choice, options, guidance_scale_2, image, output, overwrite), task)
+    request = VideoRequest(choice, options, guidance_scale_2, image, output, overwrite, parse_loras(loras))
+    planned = preview_video(request, task)
     return planned, lambda reporter: make_text_video(planned, reporter)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor
 
 from wan_s2v.errors import NumericsError
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.models.transformer import Conditioning, WanS2VTransformer
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.schedulers import Scheduler
@@ -41,18 +42,31 @@ class Guidance:
         return 1 + self.needs_neither + self.needs_text_only
 
 
+class Predictor(Protocol):
+    """A transformer with all that it needs beside the latents."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def transformer(self) -> Backbone: ...
+    def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
+        """Guided flow velocity of (B, C, F, h, w) latents at a timestep (1,), float32."""
+
+
 @dataclass(frozen=True)
 class Expert:
     """A transformer with its per-clip constants for every pass that guidance needs; `name` is its component's."""
 
     name: str
     transformer: WanS2VTransformer
+    guidance: Guidance
     full: Conditioning
     text_only: Conditioning | None
     neither: Conditioning | None
 
-    def predict(self, latents: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
+    def predict(self, latents: Tensor, timestep: Tensor) -> Tensor:
         """Guided flow velocity of (B, C, F, h, w) latents, float32."""
+        guidance = self.guidance
         full = self.transformer(latents, timestep, self.full)
         neither = None if self.neither is None else self.transformer(latents, timestep, self.neither)
         if self.text_only is None or guidance.audio_scale is None:
@@ -67,7 +81,7 @@ class Denoising:
     """One clip on its way from noise to latents; whole after every step, so that it can be kept and gone on with.
 
     Args:
-        latents: (1, C, F, h, w) float32: noise at first.
+        latents: (B, C, F, h, w) float32: noise at first.
         step: the next one to do.
         denoised: as the last step takes the latents to be in the end.
     """
@@ -108,8 +122,7 @@ _SOLVER_STATE: Final = (
 
 def denoise(
     clip: Denoising,
-    choose_expert: Callable[[float], Expert],
-    guidance: Guidance,
+    choose_expert: Callable[[float], Predictor],
     on_step: Callable[[int, Tensor], None] | None = None,
     attempt: Callable[[Callable[[], Any]], Any] = lambda work: work(),
 ) -> Tensor:
@@ -119,14 +132,14 @@ def denoise(
         choose_expert: the expert for a timestep.
         on_step: called with step and timestep after each step; may put other latents into `clip`.
         attempt: does a part of a step that takes much memory, again if it must; nothing has changed in between.
-    Returns: (1, C, F, h, w) float32.
+    Returns: (B, C, F, h, w) float32.
     Raises: NumericsError at the first step whose prediction or latents are not finite.
     """
     scheduler, count = clip.scheduler, clip.num_steps
     for step in range(clip.step, count):
         timestep, latents = scheduler.timesteps[step], clip.latents
         choose = partial(choose_expert, float(timestep))
-        predict = partial(_predict, choose, latents, timestep.reshape(1), guidance)
+        predict = partial(_predict, choose, latents, timestep.reshape(1))
         sigma, expert = float(scheduler.sigmas[step]), attempt(choose).name
         noise_pred = clip.step_cache.predict(step, sigma, latents, expert, partial(attempt, predict))
         check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
@@ -139,8 +152,8 @@ def denoise(
     return clip.latents
 
 
-def _predict(choose: Callable[[], Expert], latents: Tensor, timestep: Tensor, guidance: Guidance) -> Tensor:
-    return choose().predict(latents, timestep, guidance)
+def _predict(choose: Callable[[], Predictor], latents: Tensor, timestep: Tensor) -> Tensor:
+    return choose().predict(latents, timestep)
 
 
 def check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:

@@ -13,7 +13,8 @@ from wan_s2v.denoise import Expert
 from wan_s2v.experts import stage_at
 from wan_s2v.image import Framing
 from wan_s2v.latents import DecoderPast
-from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, TextContext, WanS2VTransformer
+from wan_s2v.models.backbone import TextContext
+from wan_s2v.models.transformer import AudioContext, Conditioning, Scene, WanS2VTransformer
 from wan_s2v.plan import GenerationPlan
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.runtime.offload import Placement
@@ -103,7 +104,7 @@ class Experts:
                 assert job.negative_prompt_embeds is not None
                 negative = self._text(name, True, transformer, "", job.negative_prompt_embeds)
                 neither = Conditioning(scene, negative, silence)
-        return Expert(name, transformer, full, text_only, neither)
+        return Expert(name, transformer, guidance, full, text_only, neither)
 
     def _scene(self, transformer: WanS2VTransformer) -> Scene:
         motion = self.job.motion_latents if self.clip.has_motion else None

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from torch import Tensor
 
 from wan_s2v.errors import UsageError
-from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.runtime.lora import Adapters
 from wan_s2v.weights.lora import read_lora
 
@@ -18,9 +18,12 @@ from wan_s2v.weights.lora import read_lora
 class LoRALoading(DiffusionPipeline):
     """LoRAs on the transformers of a pipeline."""
 
-    transformer: WanS2VTransformer
-    transformer_2: Any  # WanS2VTransformer or None
-    adapters: dict[str, Adapters]  # by the name of the transformer
+    transformer: Backbone
+    transformer_2: Any  # Backbone or None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.adapters: dict[str, Adapters] = {}  # by the name of the transformer
 
     def load_lora_weights(
         self,

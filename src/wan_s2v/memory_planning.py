@@ -5,33 +5,45 @@ run goes on where memory ends.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
 
 from wan_s2v.errors import UsageError
-from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.plan import GenerationPlan
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.runtime.memory import OFFLOADS, MemoryPolicy, Offload, choose_policy, device_budget, peak_bytes
 from wan_s2v.runtime.offload import Placement
-from wan_s2v.runtime.sizes import loaded_sizes
+from wan_s2v.runtime.sizes import Work, loaded_sizes
 
 _Pipeline = TypeVar("_Pipeline", bound="MemoryPlanning")
 _Result = TypeVar("_Result")
 _MODELS = ("text_encoder", "audio_encoder", "vae", "transformer", "transformer_2")
 
 
+class RunPlan(Protocol):
+    """What is going to be made; `options` has enable_cpu_offload, use_fp16 and preset."""
+
+    @property
+    def options(self) -> Any: ...
+    @property
+    def work(self) -> Work: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
+    def summary(self) -> dict[str, Any]:
+        """The plan as plain numbers and strings."""
+
+
 class MemoryPlanning(DiffusionPipeline):
     """What a pipeline gives up so that its runs fit the memory, before they begin and on their way."""
 
-    transformer: WanS2VTransformer
+    transformer: Backbone
 
     def __init__(self) -> None:
         super().__init__()
         self._computing_device: torch.device | None = None  # where weights are brought to work; where they are if None
         self._least_offload: Offload = "none"
-        self._last_plan: GenerationPlan | None = None  # of which the two following tell
+        self._last_plan: RunPlan | None = None  # of which the two following tell
         self._fallbacks: list[str] = []
         self._memory: dict[str, Any] = {}
 
@@ -64,7 +76,7 @@ class MemoryPlanning(DiffusionPipeline):
         self._least_offload = least
         self.compute_on(torch.device("cuda", gpu_id if gpu_id is not None else chosen.index or 0))
 
-    def _plan_memory(self, plan: GenerationPlan) -> MemoryPolicy:
+    def _plan_memory(self, plan: RunPlan) -> MemoryPolicy:
         """What is given up so that the run fits the memory that is free now."""
         self._last_plan, self._fallbacks, self._memory = plan, [], {}
         device = self._device(plan)
@@ -89,10 +101,10 @@ class MemoryPlanning(DiffusionPipeline):
 
     def _models(self) -> dict[str, torch.nn.Module]:
         """The components with weights, by name."""
-        found = {name: getattr(self, name) for name in _MODELS}
+        found = {name: getattr(self, name, None) for name in _MODELS}
         return {name: model for name, model in found.items() if model is not None}
 
-    def _device(self, plan: GenerationPlan) -> torch.device:
+    def _device(self, plan: RunPlan) -> torch.device:
         """Where the work is done."""
         if self._computing_device is not None:
             return self._computing_device

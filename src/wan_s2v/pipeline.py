@@ -17,7 +17,6 @@ from diffusers import AutoencoderKLWan
 from torch import Tensor
 from transformers import UMT5EncoderModel, Wav2Vec2FeatureExtractor, Wav2Vec2Model
 
-from wan_s2v import __version__
 from wan_s2v.audio import MODEL_SAMPLE_RATE
 from wan_s2v.audio_features import AudioFeatures, aligned_feature_indices, feature_indices
 from wan_s2v.clips import Clip
@@ -28,12 +27,10 @@ from wan_s2v.errors import CheckpointError, NumericsError, UsageError
 from wan_s2v.image import Framing, apply_framing, plan_framing, reference_framing
 from wan_s2v.interpolation import FrameInterpolator
 from wan_s2v.job import Experts, Job
-from wan_s2v.latents import decode_latents, encode_pixels, encode_pose, past_on
-from wan_s2v.lora_loading import LoRALoading
-from wan_s2v.memory_planning import MemoryPlanning, starting_device
+from wan_s2v.latents import decode_latents, encode_pose, past_on
+from wan_s2v.memory_planning import starting_device
+from wan_s2v.model_runtime import ModelRuntime
 from wan_s2v.models.transformer import WanS2VTransformer
-from wan_s2v.ops.attention import chosen_backends
-from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.partial_run import FinishedClip, PartialRun
 from wan_s2v.plan import (
     AudioSource,
@@ -46,10 +43,8 @@ from wan_s2v.plan import (
 from wan_s2v.pose_video import PoseVideo
 from wan_s2v.prompt import encode_prompt
 from wan_s2v.result import OutputType, S2VClip, S2VOutput, as_output, as_tensor, joined
-from wan_s2v.runtime.apply import apply_preset
 from wan_s2v.runtime.offload import Placement
-from wan_s2v.runtime.precision import as_dtype, usable_dtype, vae_dtype
-from wan_s2v.runtime.quantization import is_quantized
+from wan_s2v.runtime.precision import as_dtype, usable_dtype
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.schedulers import make_scheduler
 from wan_s2v.weights import load_components
@@ -58,7 +53,7 @@ from wan_s2v.weights.checkpoint import find_checkpoint, fingerprint
 _REFERENCE_HISTORY = 6  # frames of history that show the reference image where the video starts from it
 
 
-class WanS2VPipeline(LoRALoading, MemoryPlanning):
+class WanS2VPipeline(ModelRuntime):
     """Speech to video with Wan2.2-S2V.
 
     Components: `transformer` (with `transformer_2`: the high-noise expert, `transformer_2` being the low-noise one),
@@ -101,10 +96,6 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         )
         self.register_to_config(boundary_ratio=boundary_ratio, sampling_defaults=sampling_defaults)
         self.spec = spec
-        self.notes: tuple[str, ...] = ()
-        self.source: dict[str, Any] = {}
-        self.adapters = {}
-        self._vae_dtype: torch.dtype | None = None  # that it must have, whatever the device
 
     @classmethod
     def from_pretrained(
@@ -201,27 +192,6 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         settled = GenerationOptions.from_keywords(options)
         return plan_generation(audio_path, image_path, settled, self.spec, has_lora=self.has_lora)
 
-    def describe(self, plan: GenerationPlan) -> dict[str, Any]:
-        """What made a result: versions, devices, precision and the plan; once it is made, also what memory it took."""
-        loras = [record for expert, adapters in self.adapters.items() for record in adapters.records(expert)]
-        notes = [note for adapters in self.adapters.values() for note in adapters.notes]
-        has_run = self._last_plan is plan
-        return {
-            "version": __version__,
-            "torch": torch.__version__,
-            "device": str(self._device(plan)),
-            "dtype": str(self.transformer.dtype).removeprefix("torch."),
-            "eight_bit": is_quantized(self.transformer),
-            "attention": chosen_backends(),
-            **self.source,
-            **({"loras": loras} if loras else {}),
-            **({"memory": self._memory} if self._memory and has_run else {}),
-            **plan.summary(),
-            "warnings": list(
-                dict.fromkeys([*plan.warnings, *self.notes, *notes, *(self._fallbacks if has_run else ())])
-            ),
-        }
-
     def run(
         self,
         plan: GenerationPlan,
@@ -312,12 +282,6 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
                 job.motion_latents = self._encode(placement, history)
         return job
 
-    def _encode(self, placement: Placement, pixels: Tensor, encode: Callable[..., Tensor] = encode_pixels) -> Tensor:
-        """(C, F, h, w) latents of (3, T, H, W) pixels."""
-        return self._run_vae(
-            placement, "encode", lambda: encode(placement.use("vae"), pixels, placement.policy.vae_strips)
-        )
-
     def _denoise_clip(
         self,
         job: Job,
@@ -349,12 +313,11 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         def attempt(work: Callable[[], Any]) -> Any:
             return self._attempt(job.placement, "denoise", work, experts.forget)
 
-        guidance = plan.sampling.guidance
         with clock("denoise"), torch.no_grad(), self.progress_bar(total=count) as bar:
             bar.set_description(f"clip {clip.index + 1}/{plan.clips.num_clips}")
             bar.update(denoising.step)
             try:
-                denoise(denoising, experts.choose, guidance, on_step, attempt)
+                denoise(denoising, experts.choose, on_step, attempt)
             except torch.OutOfMemoryError:
                 if partial_run is not None and denoising.step:
                     partial_run.keep_steps(clip.index, denoising.state())
@@ -402,21 +365,6 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
                 "Keep the VAE in float32, or check its file with wan-s2v doctor."
             )
         return pixels[:, clip.keep_start : clip.keep_stop]
-
-    def _run_vae(
-        self, placement: Placement, stage: str, work: Callable[[], Tensor], forget: Callable[[], None] | None = None
-    ) -> Tensor:
-        """What the VAE makes; in float32 if it left the range of float16, and from then on."""
-        made = self._attempt(placement, stage, work, forget)
-        if self.vae.dtype != torch.float16 or torch.isfinite(made).all():
-            return made
-        if forget is not None:
-            forget()
-        placement.clear()
-        self.vae.to(torch.float32)
-        self._vae_dtype = torch.float32
-        self._fallbacks.append(f"The VAE left the range of float16 ({stage}); it computes in float32 now.")
-        return self._attempt(placement, stage, work, forget)
 
     def _hand_over(self, job: Job, pixels: Tensor, clock: Clock, kept: FinishedClip | None) -> None:
         """Show the next clip the last frames, as float pixels: nothing is lost on the way.
@@ -481,24 +429,6 @@ class WanS2VPipeline(LoRALoading, MemoryPlanning):
         return self._attempt(
             placement, "text", lambda: encode_prompt(text, self.tokenizer, placement.use("text_encoder"), text_len)
         )
-
-    def _settle(self, plan: GenerationPlan) -> None:
-        """Give the transformers the precision that this run computes in."""
-        options, device = plan.options, self._device(plan)
-        dtype, note = usable_dtype(torch.float16 if options.use_fp16 else self.transformer.dtype, device)
-        wanted = self._vae_dtype or vae_dtype(self.vae.dtype, dtype, device)
-        if self.vae.dtype != wanted:
-            self.vae.to(wanted)
-        problem = kernel_problem() if device.type == "cuda" else None
-        slow = f"Our GPU kernels cannot run here ({problem}); plain PyTorch does their work, more slowly."
-        self.notes = tuple(dict.fromkeys((*self.notes, *([note] if note else []), *([slow] if problem else []))))
-        for name in ("transformer", "transformer_2"):
-            model = getattr(self, name)
-            if model is None:
-                continue
-            if model.dtype != dtype:
-                model.to(dtype)
-            apply_preset(model, self.adapters.get(name), options.preset, device)
 
 
 def _pose_framing(pose: PoseVideo, framing: Framing) -> Framing:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import math
 import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from pathlib import Path
@@ -169,12 +170,7 @@ class GenerationOptions:
     @classmethod
     def from_keywords(cls, keywords: dict[str, Any]) -> GenerationOptions:
         """Options from keyword arguments; a misspelt name is an error that names the nearest one."""
-        known = [field.name for field in fields(cls)]
-        for name in keywords:
-            if name not in known:
-                close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-                hint = f"Did you mean {close[0]}?" if close else f"Known options: {', '.join(known)}."
-                raise UsageError(f"{name!r} is not an option. {hint}")
+        check_names(keywords, [field.name for field in fields(cls)])
         return cls(**keywords)
 
 
@@ -343,7 +339,7 @@ def plan_generation(
         *_sound_warnings(sound.heard, clips),
         *unused_warnings(prompts, clip_prompts),
         *_pose_warnings(options, clips),
-        *_preset_warnings(options, spec, has_lora),
+        *preset_warnings(options.preset, spec.num_inference_steps, has_lora),
     )
     return GenerationPlan(
         options,
@@ -431,12 +427,13 @@ def _plan_sampling(options: GenerationOptions, spec: ModelSpec) -> Sampling:
     return Sampling(settled("num_inference_steps"), guidance, settled("flow_shift"), settled("scheduler"), step_cache)
 
 
-def _preset_warnings(options: GenerationOptions, spec: ModelSpec, has_lora: bool) -> list[str]:
-    if options.preset != "4step" or has_lora or spec.num_inference_steps <= _FEW_STEPS:
+def preset_warnings(preset: str, usual_steps: int, has_lora: bool) -> list[str]:
+    """What to say of a preset for a model that takes so many steps."""
+    if preset != "4step" or has_lora or usual_steps <= _FEW_STEPS:
         return []
     return [
         'preset="4step" is for a few-step LoRA or a distilled model; without one the result is blurred. Add a LoRA, or '
-        f"leave the preset out: this model takes {spec.num_inference_steps} steps."
+        f"leave the preset out: this model takes {usual_steps} steps."
     ]
 
 
@@ -462,6 +459,15 @@ def _pose_warnings(options: GenerationOptions, clips: ClipPlan) -> list[str]:
 def negative_prompt_of(options: GenerationOptions) -> str:
     """The negative prompt in force; an empty one means the official default, as in the official code."""
     return options.negative_prompt or NEGATIVE_PROMPT
+
+
+def check_names(names: Iterable[str], known: Sequence[str]) -> None:
+    """Raises: UsageError for the first name that is not known; it names the nearest one."""
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            hint = f"Did you mean {close[0]}?" if close else f"Known options: {', '.join(known)}."
+            raise UsageError(f"{name!r} is not an option. {hint}")
 
 
 def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:

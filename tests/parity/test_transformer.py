@@ -91,8 +91,8 @@ def test_noise_prediction_equals_the_official_model(transformers, name, case):
         hook.remove()
     table = torch.stack(conditioning.scene.rotary, dim=-1)
     trace["freqs_head0"] = table[None]
-    rows = [model.condition_embedder.time(golden["in.t"])[1], conditioning.scene.context_modulation]
-    trace["e0"] = torch.stack([r.expand(out.shape[0], -1, -1) for r in rows], dim=2)
+    rows = [model.condition_embedder.time(golden["in.t"][:, None])[1], conditioning.scene.context_modulation]
+    trace["e0"] = torch.cat([r.expand(out.shape[0], -1, -1, -1) for r in rows], dim=2)
     for key in sorted(golden):
         if key.startswith("mid.") and key[4:] in trace:
             assert_close(trace[key[4:]].reshape(golden[key].shape), golden[key], ATOL, key)

@@ -174,7 +174,8 @@ def clip_span(text: str | None) -> tuple[int, int] | None:
 
 
 LORA: Any = flag(
-    "A LoRA to put on the model; may be given several times. FILE:WEIGHT for another strength than 1.",
+    "A LoRA to put on the model; may be given several times. FILE:WEIGHT for another strength than 1; of two experts, "
+    "FILE:high or FILE:low (also FILE:high:WEIGHT) names one, as high_noise or low_noise in the file's name does.",
     INPUTS,
     "--lora",
     default="none",

@@ -21,6 +21,7 @@ from wan_s2v.commands.progress import Reporter
 from wan_s2v.commands.request import Preview
 from wan_s2v.commands.resume import begin_run, request_record, run_identity
 from wan_s2v.image import apply_framing
+from wan_s2v.lora_loading import LoRALoading
 from wan_s2v.ops.attention import chosen_backends
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.preview import GrowingVideo, StepPicture
@@ -91,20 +92,22 @@ def _clip_record(wanted: Preview, clip: S2VClip, was_kept: bool) -> dict[str, An
     }
 
 
-def use_loras(pipeline: WanS2VPipeline, loras: Sequence[LoRAFile]) -> None:
-    """Have exactly these on every expert; those read for a video before stay in main memory.
+def use_loras(pipeline: LoRALoading, loras: Sequence[LoRAFile]) -> None:
+    """Have exactly these on the experts that they are for; those read for a video before stay in main memory.
 
     Raises: CheckpointError for what a header does not show, such as NaN.
     """
     pipeline.set_adapters([])
     experts = [name for name in ("transformer", "transformer_2") if getattr(pipeline, name) is not None]
     for expert in experts:
+        wanted = [lora for lora in loras if lora.is_for(expert, experts)]
         loaded = pipeline.adapters[expert].loras if expert in pipeline.adapters else {}
-        for lora in loras:
+        for lora in wanted:
             if str(lora.path) not in loaded:
                 second = expert == "transformer_2"
                 pipeline.load_lora_weights(lora.path, str(lora.path), weight=0, load_into_transformer_2=second)
-    pipeline.set_adapters([str(lora.path) for lora in loras], [lora.weight for lora in loras])
+        if expert in pipeline.adapters:
+            pipeline.adapters[expert].set_weights({str(lora.path): lora.weight for lora in wanted})
 
 
 class _Files:

@@ -25,7 +25,7 @@ def request_from(record: dict[str, Any], output: Path) -> tuple[Request, ModelCh
         options = {name: Path(value) if name in _PATHS and value else value for name, value in stated.items()}
         components = model["components"]
         choice = ModelChoice(**{**model, "components": None if components is None else Path(components)})
-        loras = tuple(LoRAFile(Path(lora["file"]), lora["weight"]) for lora in record["loras"])
+        loras = tuple(LoRAFile(Path(lora["file"]), lora["weight"], lora["transformer"]) for lora in record["loras"])
         image, audio = Path(record["image"]), None if record["audio"] is None else Path(record["audio"])
     except (KeyError, TypeError) as error:
         raise UsageError(f"The record of the run is not complete ({error}). Make the video anew.") from error

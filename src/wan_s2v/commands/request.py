@@ -5,8 +5,9 @@ The commands for one video and for many share these steps. Nothing in here print
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -145,7 +146,7 @@ class Preview:
             "audio": None if self.request.audio is None else str(self.request.audio),
             "output": str(self.request.output),
             "model": self.model.choice.model,
-            "loras": [{"file": str(lora.path), "weight": lora.weight} for lora in self.request.loras],
+            "loras": [lora.record() for lora in self.request.loras],
             **self.model.place,
             "offload": self.policy.offload,
             "estimate": {
@@ -202,11 +203,22 @@ def model_sizes(checkpoint: Checkpoint) -> ModelSizes:
 def parse_loras(words: Sequence[str], folder: Path = Path()) -> tuple[LoRAFile, ...]:
     """LoRAs from FILE or FILE:WEIGHT, relative to a folder. Raises: UsageError, also for a file given twice."""
     loras = tuple(LoRAFile.parse(word, folder) for word in words)
-    paths = [lora.path for lora in loras]
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice is not None:
-        raise UsageError(f"LoRA {twice} is given twice. Give it once, with a weight: {twice}:WEIGHT.")
+    for one, other in itertools.combinations(loras, 2):
+        if one.path == other.path and (one.expert == other.expert or None in (one.expert, other.expert)):
+            raise UsageError(f"LoRA {one.path} is given twice. Give it once, with a weight: {one.path}:WEIGHT.")
     return loras
+
+
+def check_loras(loras: Sequence[LoRAFile], config: Mapping[str, Any]) -> list[str]:
+    """Notes on LoRAs for a transformer of this config. Raises: CheckpointError for one that does not fit."""
+    return [note for lora in loras for note in check_lora(lora, config)]
+
+
+def lora_bytes(loras: Sequence[LoRAFile], sizes: ModelSizes, dtype: torch.dtype) -> int:
+    """Memory of the LoRAs on the transformer that has the most of them."""
+    experts = [name for name in sizes.parameters if name.startswith("transformer")]
+    active = [(lora, branch_bytes(lora, sizes.config, dtype)) for lora in loras if lora.weight]
+    return max(sum(count for lora, count in active if lora.is_for(expert, experts)) for expert in experts)
 
 
 def check_files(request: Request) -> None:
@@ -247,7 +259,7 @@ def preview(request: Request, model: OpenedModel, machine: Machine | None = None
     options = replace(request.options, enable_cpu_offload=model.offload)
     if kept is not None and options.seed is None:  # a random one was drawn when it began
         options = replace(options, seed=kept["seed"])
-    notes = [note for lora in request.loras for note in check_lora(lora, model.sizes.config)]
+    notes = check_loras(request.loras, model.sizes.config)
     active = any(lora.weight for lora in request.loras)
     plan = plan_generation(request.audio, request.image, options, model.spec, has_lora=active)
     num_kept = 0
@@ -260,9 +272,8 @@ def preview(request: Request, model: OpenedModel, machine: Machine | None = None
     free = machine.free_bytes
     least: Offload = "model" if model.offload else "none"
     blocks_run = machine.fast_blocks_run if options.preset == "fast" else machine.blocks_run
-    config, dtype = model.sizes.config, model.dtype
-    lora_bytes = sum(branch_bytes(lora, config, dtype) for lora in request.loras if lora.weight)
-    sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes)
+    dtype = model.dtype
+    sizes = replace(model.sizes, blocks_run=blocks_run, lora_bytes=lora_bytes(request.loras, model.sizes, dtype))
     # in main memory there is nothing to be gained by moving
     is_gpu = model.device.type == "cuda"
     policy = choose_policy(sizes, plan.work, dtype, free, least) if is_gpu else MemoryPolicy()
@@ -321,7 +332,7 @@ def plan_rows(wanted: Preview) -> list[tuple[str, str]]:
             f"{sampling.num_inference_steps} steps x {passes} pass{'es' if passes > 1 else ''}, "
             f"{sampling.scheduler}, {scale}, shift {sampling.flow_shift:g}, seed {plan.seed}",
         ),
-        *_lora_rows(request.loras),
+        *lora_rows(request.loras, [name for name in model.sizes.parameters if name.startswith("transformer")]),
         ("machine", "{device}, {dtype}".format(**model.place)),
         *([("memory", wanted.policy.description)] if model.device.type == "cuda" else []),
         (
@@ -364,8 +375,11 @@ def _prompt_rows(plan: GenerationPlan) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def _lora_rows(loras: Sequence[LoRAFile]) -> list[tuple[str, str]]:
-    return [("lora", ", ".join(f"{lora.path.name} x {lora.weight:g}" for lora in loras))] if loras else []
+def lora_rows(loras: Sequence[LoRAFile], experts: Collection[str]) -> list[tuple[str, str]]:
+    """LoRAs of a plan for people, and of two experts the ones that they are for."""
+    where = {None: "", "transformer": " (high noise)", "transformer_2": " (low noise)"}
+    shown = [f"{lora.path.name} x {lora.weight:g}{where[lora.expert] if len(experts) > 1 else ''}" for lora in loras]
+    return [("lora", ", ".join(shown))] if shown else []
 
 
 def is_out_of_memory(error: BaseException) -> bool:

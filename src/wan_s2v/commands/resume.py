@@ -57,7 +57,7 @@ def run_identity(request: Request, plan: GenerationPlan, model: OpenedModel) -> 
         **model.place,
         **({"CPU threads": torch.get_num_threads()} if model.device.type == "cpu" else {}),
         "weights": model.weights,
-        "LoRAs": {file_digest(lora.path): lora.weight for lora in request.loras},
+        "LoRAs": [[file_digest(lora.path), lora.expert, lora.weight] for lora in request.loras],
         **{name: file_digest(Path(path)) for name, path in inputs.items() if isinstance(path, str | Path)},
         **{name: _plain(getattr(options, name)) for name in compared},
         **summary,
@@ -138,7 +138,10 @@ def request_record(wanted: Preview) -> dict[str, Any]:
             for name, value in values.items()
             if isinstance(value, str | int | float | bool | Path)
         },
-        "loras": [{"file": str(lora.path.absolute()), "weight": lora.weight} for lora in request.loras],
+        "loras": [
+            {"file": str(lora.path.absolute()), "weight": lora.weight, "transformer": lora.expert}
+            for lora in request.loras
+        ],
     }
 
 

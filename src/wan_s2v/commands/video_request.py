@@ -1,4 +1,4 @@
-"""One video from text or a picture: checked and planned from headers alone, then made by diffusers' pipeline.
+"""One video from text or a picture: checked and planned from headers alone, then made by a loaded pipeline.
 
 The counterpart of request.py for the models without sound. Nothing in here prints.
 """
@@ -14,47 +14,38 @@ from typing import Any
 import torch
 
 from wan_s2v import __version__
-from wan_s2v.clips import FRAMES_PER_LATENT
+from wan_s2v.commands.make import use_loras
 from wan_s2v.commands.progress import Reporter, duration_text, size_text
-from wan_s2v.commands.request import ModelChoice, chosen_device, model_sizes
-from wan_s2v.denoise import check_finite
+from wan_s2v.commands.request import (
+    ModelChoice,
+    check_loras,
+    chosen_device,
+    lora_bytes,
+    lora_rows,
+    model_sizes,
+)
 from wan_s2v.errors import UsageError
-from wan_s2v.experts import snr_at, stage_at
-from wan_s2v.family import SPECS, VideoSpec, load_pipeline, picture_size, settled, settled_dtype
-from wan_s2v.first_frame import stretched_size
+from wan_s2v.experts import snr_at
+from wan_s2v.family import load_pipeline, settled_dtype
 from wan_s2v.image import LoadedImage, load_image
 from wan_s2v.marking import Marking
 from wan_s2v.plan import GenerationOptions, marking_of
 from wan_s2v.prompt_spans import read_spans
 from wan_s2v.runtime.estimate import Estimate, estimate, measure_rates
-from wan_s2v.runtime.memory import MemoryPolicy, device_budget, resident_bytes
-from wan_s2v.runtime.sizes import Work
-from wan_s2v.schedulers import make_scheduler, new_scheduler
+from wan_s2v.runtime.memory import MemoryPolicy, Offload, choose_policy, device_budget, resident_bytes
+from wan_s2v.runtime.precision import vae_dtype
+from wan_s2v.runtime.quantization import can_compute_in_eight_bits
+from wan_s2v.runtime.sizes import ModelSizes, how_blocks_run
+from wan_s2v.schedulers import make_scheduler
 from wan_s2v.video import check_output_path, write_video
+from wan_s2v.video_plan import SPECS, VideoModel, VideoOptions, VideoPlan, plan_video
 from wan_s2v.weights.checkpoint import Checkpoint, find_checkpoint
+from wan_s2v.weights.lora import LoRAFile
 from wan_s2v.weights.names import TASKS, Task
 
-_SHARED = frozenset(
-    {
-        "prompt",
-        "negative_prompt",
-        "height",
-        "width",
-        "area",
-        "num_frames",
-        "num_inference_steps",
-        "guidance_scale",
-        "flow_shift",
-        "scheduler",
-        "seed",
-        "mark",
-        "content_producer",
-        "sign_certificate",
-        "sign_key",
-        "enable_cpu_offload",
-        "use_fp16",
-    }
-)
+_MARKING = frozenset({"mark", "content_producer", "sign_certificate", "sign_key"})
+_OF_THE_MODEL = frozenset(field.name for field in fields(VideoOptions))
+_SHARED = _OF_THE_MODEL | _MARKING | {"seed"}  # beside them is what is about sound
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,7 @@ class VideoRequest:
     image: Path | None
     output: Path
     overwrite: bool = False
+    loras: tuple[LoRAFile, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,25 +66,17 @@ class VideoPreview:
     """What is going to happen, and what it will take.
 
     Args:
-        task: of the model; "i2v" for TI2V-5B where a picture is given.
-        keywords: of the pipeline's call, without the size, the picture and the prompt.
         high_noise_steps: done by the first expert; all of them with one transformer.
     """
 
     request: VideoRequest
-    task: Task
-    spec: VideoSpec
+    plan: VideoPlan
     picture: LoadedImage | None
-    height: int
-    width: int
-    keywords: dict[str, Any]
     seed: int
-    scheduler: str
-    flow_shift: float
-    boundary_ratio: float | None
     high_noise_steps: int
     device: torch.device
     dtype: torch.dtype
+    policy: MemoryPolicy
     estimate: Estimate
     free_bytes: int | None
     marking: Marking
@@ -102,26 +86,16 @@ class VideoPreview:
         """The plan as plain numbers and strings."""
         request, needed = self.request, self.estimate
         return {
-            "task": self.task,
-            "prompt": request.options.prompt,
-            "negative_prompt": self.keywords["negative_prompt"],
+            **self.plan.summary(),
             "image": None if request.image is None else str(request.image),
             "output": str(request.output),
             "model": request.choice.model,
-            "height": self.height,
-            "width": self.width,
-            "num_frames": self.keywords["num_frames"],
-            "fps": self.spec.fps,
-            "num_inference_steps": self.keywords["num_inference_steps"],
             "high_noise_steps": self.high_noise_steps,
-            "boundary_ratio": self.boundary_ratio,
-            "guidance_scale": self.keywords["guidance_scale"],
-            "guidance_scale_2": self.keywords.get("guidance_scale_2"),
-            "flow_shift": self.flow_shift,
-            "scheduler": self.scheduler,
+            "loras": [lora.record() for lora in request.loras],
             "seed": self.seed,
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
+            "offload": self.policy.offload,
             "estimate": {
                 "seconds": round(needed.seconds, 1),
                 "memory_gib": round(needed.peak_bytes / 2**30, 4),
@@ -142,44 +116,34 @@ def preview_video(request: VideoRequest, task: Task) -> VideoPreview:
     """
     _require_fitting(request, task)
     check_output_path(request.output, overwrite=request.overwrite)
-    options, choice, spec = request.options, request.choice, SPECS[task]
+    options, choice = request.options, request.choice
     device = chosen_device(choice.device)
     checkpoint = find_checkpoint(
         choice.model, components=choice.components, boundary_ratio=choice.boundary_ratio, tasks=TASKS
     )
-    if request.guidance_scale_2 is not None and checkpoint.boundary_ratio is None:
-        raise UsageError("guidance_scale_2 is for a second expert, and this model has one transformer. Leave it out.")
     dtype, note = settled_dtype(checkpoint, "float16" if options.use_fp16 else choice.torch_dtype, device)
     picture = None if request.image is None else load_image(request.image)
-    height, width = _frame_size(options, spec, checkpoint, picture)
-    keywords = settled(spec, _given(request))
-    seed = options.seed if options.seed is not None else secrets.randbelow(2**31)
-    scheduler, flow_shift = options.scheduler or spec.scheduler, options.flow_shift or spec.flow_shift
-    timesteps = make_scheduler(scheduler, keywords["num_inference_steps"], flow_shift, "cpu").timesteps.tolist()
-    stages = [stage_at(t, checkpoint.boundary_ratio, keywords["guidance_scale"]) for t in timesteps]
-    needed = _estimate(checkpoint, height, width, keywords, picture is not None, device, dtype)
-    program = resident_bytes() if device.type == "cpu" else 0  # there already, beside what the model will take
-    needed = replace(needed, peak_bytes=needed.peak_bytes + program)
-    free = device_budget(device, program)
-    notes = [*(picture.warnings if picture else ()), *([note] if note else []), *_memory_notes(needed, free, device)]
+    plan = plan_video(
+        _video_model(checkpoint),
+        _video_options(request),
+        picture.image if picture else None,
+        has_lora=any(lora.weight for lora in request.loras),
+    )
+    notes = [*plan.warnings, *check_loras(request.loras, checkpoint.models["transformer"].config)]
+    policy, needed, free = _memory(request, plan, checkpoint, device, dtype)
+    notes += [*(picture.warnings if picture else ()), *([note] if note else []), *_memory_notes(needed, free, device)]
     return VideoPreview(
         request,
-        "i2v" if picture else "t2v",
-        spec,
+        plan,
         picture,
-        height,
-        width,
-        keywords,
-        seed,
-        scheduler,
-        flow_shift,
-        checkpoint.boundary_ratio,
-        sum(stage.expert == "transformer" for stage in stages),
+        options.seed if options.seed is not None else secrets.randbelow(2**31),
+        _high_noise_steps(plan),
         device,
         dtype,
+        policy,
         needed,
         free,
-        marking_of(options, height, width),
+        marking_of(options, plan.height, plan.width),
         tuple(notes),
     )
 
@@ -201,154 +165,116 @@ def _require_fitting(request: VideoRequest, task: Task) -> None:
         raise UsageError("--image is not for this model, which makes videos from text alone. Leave it out, or use i2v.")
     if request.image is None and not options.prompt.strip():
         raise UsageError("--prompt is empty, and nothing else says what to show. Describe the video in words.")
-    if options.num_frames is not None and options.num_frames % FRAMES_PER_LATENT != 1:
-        low = (options.num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
-        raise UsageError(
-            f"num_frames={options.num_frames} is not one more than a multiple of {FRAMES_PER_LATENT}. Nearest allowed:"
-            f" {low}, {low + FRAMES_PER_LATENT}."
-        )
     if request.image is not None and request.image.absolute() == request.output.absolute():
         raise UsageError(f"Output {request.output} is also the image. Choose another output.")
 
 
-def _given(request: VideoRequest) -> dict[str, Any]:
-    names = ("num_frames", "num_inference_steps", "guidance_scale", "negative_prompt")
-    given = {name: getattr(request.options, name) for name in names}
-    return given | {"guidance_scale_2": request.guidance_scale_2}
+def _video_options(request: VideoRequest) -> VideoOptions:
+    options = request.options
+    shared = {field.name for field in fields(GenerationOptions)} & _OF_THE_MODEL
+    given = {name: getattr(options, name) for name in shared}
+    return VideoOptions(**given, guidance_scale_2=request.guidance_scale_2)
 
 
-def _frame_size(
-    options: GenerationOptions, spec: VideoSpec, checkpoint: Checkpoint, picture: LoadedImage | None
-) -> tuple[int, int]:
-    """(height, width): as given, or from the area in the shape of the picture or of the official size.
-
-    Raises: UsageError for a size that the model cannot make.
-    """
-    multiple = _size_multiple(checkpoint)
-    sides = {"height": options.height, "width": options.width}
-    given = [name for name, side in sides.items() if side is not None]
-    if len(given) == 1 or (given and options.area is not None):
-        raise UsageError(f"{' and '.join(given)} with area={options.area}: give height and width, or area.")
-    if options.height is not None and options.width is not None:
-        for name, side in (("height", options.height), ("width", options.width)):
-            if side < multiple or side % multiple:
-                low = max(side // multiple, 1) * multiple
-                raise UsageError(
-                    f"{name}={side} is not a multiple of {multiple}. Nearest allowed: {low}, {low + multiple}."
-                )
-        return options.height, options.width
-    area = options.area or spec.height * spec.width
-    if picture is not None:
-        return picture_size(checkpoint.task, picture.image, area, multiple)
-    return stretched_size(spec.height, spec.width, area, multiple)
-
-
-def _size_multiple(checkpoint: Checkpoint) -> int:
-    """Pixels of which both sides of a frame are multiples."""
+def _video_model(checkpoint: Checkpoint) -> VideoModel:
     transformer, vae = checkpoint.models["transformer"].config, checkpoint.models["vae"].config
-    return int((vae.get("scale_factor_spatial") or 8) * transformer["patch_size"][1])
+    multiple = int((vae.get("scale_factor_spatial") or 8) * transformer["patch_size"][1])
+    return VideoModel(checkpoint.task, SPECS[checkpoint.task], multiple, checkpoint.boundary_ratio)
 
 
-def _estimate(
-    checkpoint: Checkpoint,
-    height: int,
-    width: int,
-    keywords: dict[str, Any],
-    from_picture: bool,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Estimate:
-    sizes = replace(model_sizes(checkpoint), blocks_run="plain")  # diffusers' own
-    frames = (keywords["num_frames"] - 1) // FRAMES_PER_LATENT + 1
-    guided = keywords["guidance_scale"] > 1
-    whole_clip = checkpoint.task == "i2v"  # encodes the picture and the empty frames after it
-    work = Work(
-        height,
-        width,
-        _size_multiple(checkpoint),
-        ((frames, False),),
-        keywords["num_inference_steps"],
-        passes=1 + guided,
-        num_prompts=1 + guided,
-        num_encoded=frames if whole_clip else int(from_picture),
+def _high_noise_steps(plan: VideoPlan) -> int:
+    sampling = plan.sampling
+    scheduler = make_scheduler(sampling.scheduler, sampling.num_inference_steps, sampling.flow_shift, "cpu")
+    return sum(plan.stage_at(timestep).expert == "transformer" for timestep in scheduler.timesteps.tolist())
+
+
+def _memory(
+    request: VideoRequest, plan: VideoPlan, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype
+) -> tuple[MemoryPolicy, Estimate, int | None]:
+    """What is given up so that the run fits, what it takes, and what is free."""
+    on_gpu, options = device.type == "cuda", request.options
+    program = 0 if on_gpu else resident_bytes()  # there already, beside what the model will take
+    free = device_budget(device, program)
+    sizes = _sizes(request, checkpoint, device, dtype)
+    least: Offload = "model" if options.enable_cpu_offload else "none"
+    policy = choose_policy(sizes, plan.work, dtype, free, least) if on_gpu else MemoryPolicy()
+    needed = estimate(sizes, plan.work, dtype, measure_rates(device, dtype, sizes), policy)
+    return policy, replace(needed, peak_bytes=needed.peak_bytes + program), free
+
+
+def _sizes(request: VideoRequest, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> ModelSizes:
+    sizes = model_sizes(checkpoint)
+    is_eight_bit = request.options.preset == "fast" and can_compute_in_eight_bits(device)
+    return replace(
+        sizes,
+        vae_dtype=vae_dtype(sizes.vae_dtype, dtype, device),
+        blocks_run=how_blocks_run(device, is_eight_bit=is_eight_bit),
+        lora_bytes=lora_bytes(request.loras, sizes, dtype),
     )
-    return estimate(sizes, work, dtype, measure_rates(device, dtype, sizes), MemoryPolicy())
 
 
 def _memory_notes(needed: Estimate, free: int | None, device: torch.device) -> list[str]:
     if free is None or needed.peak_bytes <= free:
         return []
-    what = f"The run needs about {size_text(needed.peak_bytes)}; {device} has {size_text(free)} free."
-    way = "Try a smaller --area." if device.type == "cpu" else "Parts of the model will come there as they work."
-    return [f"{what} {way}"]
+    least = " at the least" if device.type == "cuda" else ""
+    what = f"The run needs about {size_text(needed.peak_bytes)}{least}; {device} has {size_text(free)} free."
+    return [f"{what} Try a smaller --area."]
 
 
 def make_text_video(wanted: VideoPreview, reporter: Reporter) -> dict[str, Any]:
     """Load the model, make the video and write it; on failure no file is left.
 
-    Returns: the record of the run: versions, plan and seconds.
+    Returns: the record of the run: versions, plan, warnings and seconds.
     """
-    request, started = wanted.request, time.perf_counter()
-    pipeline: Any = load_pipeline(
-        request.choice.model,
-        task="i2v" if wanted.picture else None,
-        torch_dtype=wanted.dtype,
-        device_map=_placing(wanted),
-        components=request.choice.components,
-        boundary_ratio=request.choice.boundary_ratio,
-        progress=reporter.loading,
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = new_scheduler(wanted.scheduler, wanted.flow_shift)
+    request, plan, started = wanted.request, wanted.plan, time.perf_counter()
+    pipeline = _load(wanted, reporter)
     loaded = time.perf_counter()
-    count = wanted.keywords["num_inference_steps"]
-    reporter.start(1, count, wanted.estimate.vae_seconds / wanted.estimate.seconds)
-
-    def on_step(_pipeline: Any, step: int, timestep: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-        check_finite(kwargs["latents"], "the latents", step, count, timestep)
-        return reporter.step()
-
-    inputs = {} if wanted.picture is None else {"image": wanted.picture.image}
-    video = pipeline(
-        **inputs,
-        prompt=request.options.prompt,
-        height=wanted.height,
-        width=wanted.width,
-        **wanted.keywords,
-        generator=torch.Generator(wanted.device).manual_seed(wanted.seed),
-        callback_on_step_end=on_step,
-        output_type="pt",
-    ).frames[0]
+    decode_share = wanted.estimate.vae_seconds / wanted.estimate.seconds
+    reporter.start(1, plan.sampling.num_inference_steps, decode_share)
+    generator = torch.Generator(wanted.device).manual_seed(wanted.seed)
+    plan = replace(plan, options=replace(plan.options, generator=generator))
+    picture = None if wanted.picture is None else wanted.picture.image
+    video = pipeline.run(plan, picture, "pt", reporter.step)[0]
     frames = video.mul(255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()  # truncated, as officially
     made = time.perf_counter()
     tags = {"comment": f"AI-generated video (wan_s2v {__version__}, seed {wanted.seed})"}
-    write_video(request.output, frames, wanted.spec.fps, metadata=tags, marking=wanted.marking)
+    write_video(request.output, frames, plan.model.spec.fps, metadata=tags, marking=wanted.marking)
     reporter.clip_written()
     seconds = {"load": loaded - started, "make": made - loaded, "write": time.perf_counter() - made}
-    return {
-        "version": __version__,
-        "torch": torch.__version__,
-        **pipeline.source,
-        **wanted.summary(),
-        "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
-    }
+    record = pipeline.describe(plan)
+    warnings = list(dict.fromkeys([*wanted.warnings, *record["warnings"]]))
+    seconds = {stage: round(spent, 3) for stage, spent in seconds.items()}
+    return wanted.summary() | record | {"warnings": warnings, "seconds": seconds}
 
 
-def _placing(wanted: VideoPreview) -> str:
-    if wanted.device.type == "cpu":
-        return "cpu"
-    too_much = wanted.free_bytes is not None and wanted.estimate.peak_bytes > wanted.free_bytes
-    return "offload" if too_much or wanted.request.options.enable_cpu_offload else "cuda"
+def _load(wanted: VideoPreview, reporter: Reporter) -> Any:
+    """The pipeline with its LoRAs, which computes on the device of the plan."""
+    choice, on_gpu = wanted.request.choice, wanted.device.type == "cuda"
+    pipeline: Any = load_pipeline(
+        choice.model,
+        task="i2v" if wanted.picture else None,
+        torch_dtype=wanted.dtype,
+        device_map="auto" if on_gpu and not wanted.plan.options.enable_cpu_offload else "cpu",
+        components=choice.components,
+        boundary_ratio=choice.boundary_ratio,
+        progress=reporter.loading,
+    )
+    if on_gpu:
+        pipeline.compute_on(torch.device("cuda", torch.cuda.current_device()))
+    pipeline.set_progress_bar_config(disable=True)
+    use_loras(pipeline, wanted.request.loras)
+    return pipeline
 
 
 def video_rows(wanted: VideoPreview) -> list[tuple[str, str]]:
     """The plan as short lines for people: a heading and what it says."""
-    keywords, needed, request = wanted.keywords, wanted.estimate, wanted.request
-    count, num_frames = keywords["num_inference_steps"], keywords["num_frames"]
-    scales = [keywords["guidance_scale"], keywords.get("guidance_scale_2")]
-    guided = keywords["guidance_scale"] > 1
-    guidance = " then ".join(f"{scale:g}" for scale in scales if scale is not None) if guided else "off"
+    plan, needed, request = wanted.plan, wanted.estimate, wanted.request
+    sampling, fps = plan.sampling, plan.model.spec.fps
+    scales = [scale for scale in (sampling.guidance_scale, sampling.guidance_scale_2) if scale is not None]
+    guided = sampling.is_guided
+    guidance = " then ".join(f"{scale:g}" for scale in scales) if guided else "off"
     memory = size_text(needed.peak_bytes)
+    experts = ("transformer",) if plan.model.boundary_ratio is None else ("transformer", "transformer_2")
     memory += "" if wanted.free_bytes is None else f" of {size_text(wanted.free_bytes)} free"
     return [
         ("model", f"{request.choice.model} ({'picture' if wanted.picture else 'text'} to video)"),
@@ -356,16 +282,17 @@ def video_rows(wanted: VideoPreview) -> list[tuple[str, str]]:
         ("prompt", request.options.prompt or "none"),
         (
             "video",
-            f"{wanted.width}x{wanted.height}, {num_frames} frames at {wanted.spec.fps} fps,"
-            f" {num_frames / wanted.spec.fps:.2f} s",
+            f"{plan.width}x{plan.height}, {plan.num_frames} frames at {fps} fps, {plan.num_frames / fps:.2f} s",
         ),
         (
             "sampling",
-            f"{count} steps x {1 + guided} pass{'es' if guided else ''}, {wanted.scheduler}, guidance {guidance}, shift"
-            f" {wanted.flow_shift:g}, seed {wanted.seed}",
+            f"{sampling.num_inference_steps} steps x {1 + guided} pass{'es' if guided else ''}, {sampling.scheduler},"
+            f" guidance {guidance}, shift {sampling.flow_shift:g}, seed {wanted.seed}",
         ),
-        *_expert_rows(wanted, count),
+        *_expert_rows(wanted),
+        *lora_rows(request.loras, experts),
         ("machine", f"{wanted.device}, {str(wanted.dtype).removeprefix('torch.')}"),
+        *([("memory", wanted.policy.description)] if wanted.device.type == "cuda" else []),
         (
             "takes",
             f"about {duration_text(needed.seconds)} after loading {size_text(needed.weight_bytes)}; memory about"
@@ -375,9 +302,10 @@ def video_rows(wanted: VideoPreview) -> list[tuple[str, str]]:
     ]
 
 
-def _expert_rows(wanted: VideoPreview, count: int) -> list[tuple[str, str]]:
-    if wanted.boundary_ratio is None:
+def _expert_rows(wanted: VideoPreview) -> list[tuple[str, str]]:
+    boundary, high = wanted.plan.model.boundary_ratio, wanted.high_noise_steps
+    if boundary is None:
         return []
-    high = wanted.high_noise_steps
-    where = f"at noise level {wanted.boundary_ratio:g} (signal to noise {snr_at(wanted.boundary_ratio):.3g})"
-    return [("experts", f"{high} steps for high noise, {count - high} for low noise, changing {where}")]
+    low = wanted.plan.sampling.num_inference_steps - high
+    where = f"at noise level {boundary:g} (signal to noise {snr_at(boundary):.3g})"
+    return [("experts", f"{high} steps for high noise, {low} for low noise, changing {where}")]

@@ -9,7 +9,7 @@ Source: Wan-Video/Wan2.2 `wan/modules/s2v/model_s2v.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,17 +18,11 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from wan_s2v.models.audio_injection import AudioInjector, AudioModulation, CausalAudioEncoder
-from wan_s2v.models.layers import (
-    MLP,
-    Attention,
-    FeedForward,
-    KeysValues,
-    linear_float32,
-    sinusoidal_embedding,
-)
+from wan_s2v.models.backbone import Backbone, ConditionEmbedder, TextContext, WanBlock
+from wan_s2v.models.layers import KeysValues
 from wan_s2v.models.motion import KEEP_ALL, MotionPacker
 from wan_s2v.models.tokens import Grid, TokenLayout
-from wan_s2v.ops.norm import Affine, Rows, Stream, Update, modulation
+from wan_s2v.ops.norm import Stream, Update
 from wan_s2v.ops.rope import RotaryTable, rotary_table
 
 
@@ -40,14 +34,7 @@ class Scene:
     rotary: RotaryTable
     context_tokens: Tensor  # (B, reference + motion tokens, C) float32
     pose_tokens: Tensor  # (B or 1, noise tokens or 1, C) float32, with the type vector of noise tokens
-    context_modulation: Tensor  # (1, 6, C) float32, of timestep 0
-
-
-@dataclass(frozen=True)
-class TextContext:
-    """Keys and values of the prompt for every block."""
-
-    keys_values: tuple[KeysValues, ...]
+    context_modulation: Tensor  # (1, 6, 1, C) float32, of timestep 0
 
 
 @dataclass(frozen=True)
@@ -67,68 +54,8 @@ class Conditioning:
     audio: AudioContext
 
 
-class ConditionEmbedder(nn.Module):
-    """Embeddings of text and time; parameter names as in diffusers' Wan."""
-
-    def __init__(self, dim: int, text_dim: int, freq_dim: int) -> None:
-        super().__init__()
-        self.freq_dim = freq_dim
-        self.text_embedder = MLP(text_dim, dim, "gelu")
-        self.time_embedder = MLP(freq_dim, dim, "silu")
-        self.time_proj = nn.Linear(dim, 6 * dim)
-
-    def time(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) timesteps → embedding (B, C) for the head and (B, 6, C) for the blocks, float32."""
-        hidden = linear_float32(sinusoidal_embedding(timestep, self.freq_dim), self.time_embedder.linear_1)
-        embedding = linear_float32(nn.functional.silu(hidden), self.time_embedder.linear_2)
-        rows = linear_float32(nn.functional.silu(embedding), self.time_proj)
-        return embedding, rows.unflatten(-1, (6, -1))
-
-
-class WanS2VBlock(nn.Module):
-    """Self-attention, cross-attention to the prompt and feed-forward, with two-part modulation."""
-
-    def __init__(self, dim: int, num_heads: int, ffn_dim: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.attn1 = Attention(dim, num_heads, eps)
-        self.norm2 = nn.LayerNorm(dim, eps)
-        self.attn2 = Attention(dim, num_heads, eps)
-        self.ffn = FeedForward(dim, ffn_dim)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
-
-    def forward(
-        self,
-        stream: Stream,
-        time_rows: Tensor,
-        num_noise: int,
-        rotary: RotaryTable,
-        text: KeysValues,
-    ) -> None:
-        """One block on the residual stream; the update of its feed-forward is left pending.
-
-        Args:
-            time_rows: (B, 6, 2, C), time embeddings of noise and context tokens.
-        """
-        num_tokens = stream.x.shape[1]
-        rows = (self.scale_shift_table.float()[:, :, None] + time_rows).unbind(1)
-        shift1, scale1, gate1, shift2, scale2, gate2 = (Rows(table, num_noise) for table in rows)
-        norm1 = modulation(shift1, scale1, num_tokens, self.eps)
-        stream.pending = Update(self.attn1(stream.norm(norm1, self.attn1.input_dtype), rotary=rotary), gate1)
-        norm2 = self._affine(num_tokens)
-        stream.pending = Update(self.attn2(stream.norm(norm2, self.attn2.input_dtype), text))
-        norm3 = modulation(shift2, scale2, num_tokens, self.eps)
-        stream.pending = Update(self.ffn(stream.norm(norm3, self.ffn.input_dtype)), gate2)
-
-    def _affine(self, num_tokens: int) -> Affine:
-        weight, bias = (Rows(value.float()[None, None], num_tokens) for value in (self.norm2.weight, self.norm2.bias))
-        return Affine(weight, bias, num_tokens, self.eps)
-
-
-class WanS2VTransformer(ModelMixin, ConfigMixin):
+class WanS2VTransformer(Backbone, ModelMixin, ConfigMixin):
     """Predicts the flow velocity of video latents from noise, a reference, speech, a prompt and a pose.
-
-    `blocks_in_turn` gives the blocks one by one where they are not all at hand: it may be set from outside.
 
     Args:
         patch_size: (time, rows, columns) of a latent patch.
@@ -143,7 +70,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    _no_split_modules = ["WanS2VBlock"]  # noqa: RUF012 - diffusers reads a list
+    _no_split_modules = ["WanBlock"]  # noqa: RUF012 - diffusers reads a list
 
     @register_to_config
     def __init__(
@@ -179,10 +106,10 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         self.condition_embedder = ConditionEmbedder(dim, text_dim, freq_dim)
         self.audio_encoder = CausalAudioEncoder(num_audio_layers, audio_dim, dim, num_audio_tokens, use_adain)
         self.audio_injector = AudioInjector(dim, num_attention_heads, len(audio_inject_layers), use_adain, eps)
-        self.blocks = nn.ModuleList(WanS2VBlock(dim, num_attention_heads, ffn_dim, eps) for _ in range(num_layers))
+        self.blocks = nn.ModuleList(WanBlock(dim, num_attention_heads, ffn_dim, eps) for _ in range(num_layers))
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, out_channels * self.patch_size[0] * self.patch_size[1] * self.patch_size[2])
-        self.blocks_in_turn: Callable[[Iterable[nn.Module]], Iterator[nn.Module]] | None = None
+        self.blocks_in_turn = None
 
     def prepare_scene(
         self,
@@ -216,7 +143,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
             pose = self.pose_embedding.bias.float()[None, None]
         else:
             pose = self._patches(self.pose_embedding, pose_latents)
-        _, rows = self.condition_embedder.time(torch.zeros(1, device=reference_latents.device))
+        _, rows = self.condition_embedder.time(torch.zeros(1, 1, device=reference_latents.device))
         return Scene(layout, table, torch.cat(context, dim=1), pose + types[0], rows)
 
     def prepare_text(self, prompt_embeds: Sequence[Tensor]) -> TextContext:
@@ -231,8 +158,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         padded = padded.to(self.patch_embedding.weight.device)
         for row, embeds in zip(padded, prompt_embeds, strict=True):
             row[: embeds.shape[0]] = embeds[: self.config.text_len]
-        tokens = self.condition_embedder.text_embedder(padded)
-        return TextContext(tuple(block.attn2.keys_values(tokens) for block in self._blocks()))
+        return self._text_context(padded)
 
     def prepare_audio(self, audio_features: Tensor, motion_frames: int) -> AudioContext:
         """Keys, values and AdaIN of a clip's speech features.
@@ -261,9 +187,9 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         noise = self._patches(self.patch_embedding, latents).add_(scene.pose_tokens)
         x = torch.cat((noise, scene.context_tokens.expand(latents.shape[0], -1, -1)), dim=1)
         del noise
-        embedding, noise_rows = self.condition_embedder.time(timestep)
+        embedding, noise_rows = self.condition_embedder.time(timestep[:, None])
         context_rows = scene.context_modulation.expand_as(noise_rows)
-        time_rows = torch.stack((noise_rows, context_rows), dim=2)
+        time_rows = torch.cat((noise_rows, context_rows), dim=2)
         stream = Stream(x)
         del x
         for index, block in enumerate(self._blocks()):
@@ -271,7 +197,7 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
             block(stream, time_rows, scene.layout.num_noise, scene.rotary, text)
             if index in self.audio_inject_layers:
                 self._inject_audio(stream, self.audio_inject_layers.index(index), conditioning)
-        return self._head(stream, embedding, scene.layout)
+        return self._head(stream, embedding, scene.layout, scene.layout.num_noise)
 
     def _inject_audio(self, stream: Stream, injection: int, conditioning: Conditioning) -> None:
         """Leave the audio's update of the noise tokens pending."""
@@ -280,26 +206,3 @@ class WanS2VTransformer(ModelMixin, ConfigMixin):
         norm = self.audio_injector.norm(affine, layout.num_noise, layout.tokens_per_frame)
         hidden = stream.norm(norm, self.audio_injector.dtype)
         stream.pending = Update(self.audio_injector(hidden, injection, audio.keys_values[injection]))
-
-    def _head(self, stream: Stream, embedding: Tensor, layout: TokenLayout) -> Tensor:
-        table = self.scale_shift_table.float() + embedding[:, None]
-        shift, scale = (Rows(row[:, None], layout.num_noise) for row in table.unbind(1))
-        norm = modulation(shift, scale, layout.num_noise, self.config.eps)
-        normed = stream.norm(norm, torch.float32)
-        assert isinstance(normed, Tensor)
-        tokens = linear_float32(normed, self.proj_out)
-        pt, ph, pw = self.patch_size
-        grid = tokens.unflatten(1, (layout.num_latent_frames // pt, layout.rows, layout.columns))
-        patches = grid.unflatten(-1, (pt, ph, pw, -1))  # (B, f, i, j, p, q, r, C)
-        out = patches.permute(0, 7, 1, 4, 2, 5, 3, 6)
-        return out.flatten(6, 7).flatten(4, 5).flatten(2, 3)
-
-    def _patches(self, conv: nn.Conv3d, latents: Tensor) -> Tensor:
-        """(B, C, F, h, w) → (B, tokens, dim) float32."""
-        return conv(latents.to(conv.weight.dtype)).flatten(2).transpose(1, 2).float()
-
-    def _blocks(self) -> Iterator[WanS2VBlock]:
-        """Each block is only sure to be at hand until the next one is asked for."""
-        for block in self.blocks if self.blocks_in_turn is None else self.blocks_in_turn(self.blocks):
-            assert isinstance(block, WanS2VBlock)
-            yield block

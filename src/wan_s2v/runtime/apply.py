@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from wan_s2v.errors import UsageError
-from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.runtime.lora import Adapters
 from wan_s2v.runtime.quantization import can_compute_in_eight_bits, compute_in_eight_bits, is_quantized
 
 
-def apply_preset(transformer: WanS2VTransformer, adapters: Adapters | None, preset: str, device: torch.device) -> None:
+def apply_preset(transformer: Backbone, adapters: Adapters | None, preset: str, device: torch.device) -> None:
     """Have a transformer compute as the preset wants it.
 
     Args:
@@ -26,7 +26,7 @@ def apply_preset(transformer: WanS2VTransformer, adapters: Adapters | None, pres
         _round(transformer, adapters, device)
 
 
-def _round(transformer: WanS2VTransformer, adapters: Adapters | None, device: torch.device) -> None:
+def _round(transformer: Backbone, adapters: Adapters | None, device: torch.device) -> None:
     """LoRAs stay above the rounded layers: their small changes would be lost below."""
     weights = dict(adapters.weights) if adapters else {}
     if adapters:

@@ -89,7 +89,7 @@ def estimate(sizes: ModelSizes, work: Work, dtype: torch.dtype, rates: Rates, po
         rates: see `measure_rates`.
         policy: where weights wait; copying them is not counted.
     """
-    steps = work.num_inference_steps * work.passes
+    steps = work.num_inference_steps * work.passes * work.num_videos
     denoise = sum(steps * forward_flops(sizes.config, work.layout(sizes.config, clip)).total for clip in work.clips)
     vae = _vae_flops(sizes, work)
     multiplied = sizes.parameters.get("text_encoder", 0) - sizes.text_table
@@ -145,6 +145,6 @@ def _vae_flops(sizes: ModelSizes, work: Work) -> float:
     positions = work.height * work.width / sizes.vae_patch**2
     per_frame = _DECODE_FLOPS_PER_PIXEL * positions * sizes.parameters["vae"] / FULL_VAE
     history = sum(sizes.config.get("motion_buckets", ()))  # latent frames, encoded and decoded again beside every clip
-    decoded = sum(frames + (history if has_motion else 1) for frames, has_motion in work.clips)
+    decoded = sum(frames + (history if has_motion else 1) for frames, has_motion in work.clips) * work.num_videos
     encoded = work.num_encoded + history * (len(work.clips) - 1 + work.clips[0][1])
     return per_frame * (decoded + _ENCODE_SHARE * encoded)

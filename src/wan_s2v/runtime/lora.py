@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wan_s2v.errors import CheckpointError, UsageError
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.models.layers import GELULinear, Hidden, input_dtype
-from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.ops.eight_bit import Quantized
 from wan_s2v.weights.lora import LoRA, LoRAFile, LowRank, check_weight, lora_shapes
 
@@ -99,7 +99,7 @@ class LoRAGELULinear(nn.Module):
 class Adapters:
     """The LoRAs of one transformer by name, and what those that are on have changed in it."""
 
-    def __init__(self, transformer: WanS2VTransformer) -> None:
+    def __init__(self, transformer: Backbone) -> None:
         self.transformer = transformer
         self.loras: dict[str, LoRA] = {}
         self.weights: dict[str, float] = {}
@@ -240,7 +240,7 @@ def branch_bytes(file: LoRAFile, config: Mapping[str, Any], dtype: torch.dtype) 
     return dtype.itemsize * sum(math.prod(shapes[slot]) for slot in beside)
 
 
-def _parameter(transformer: WanS2VTransformer, name: str) -> nn.Parameter:
+def _parameter(transformer: Backbone, name: str) -> nn.Parameter:
     """Raises: CheckpointError where a quantized layer holds other numbers in place of this parameter."""
     path, _, leaf = name.rpartition(".")
     parameter = transformer.get_submodule(path)._parameters.get(leaf)

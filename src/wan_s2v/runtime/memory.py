@@ -135,7 +135,8 @@ def stage_bytes(sizes: ModelSizes, work: Work, dtype: torch.dtype, policy: Memor
     texts = len(transformers) * work.num_prompts * 2 * sizes.num_layers * text_len * sizes.width * dtype.itemsize
     forward = max(_forward_bytes(sizes, work, dtype, policy, clip) for clip in work.clips)
     kept = _carried_past(sizes, work, policy) if policy.offload in ("none", "text") else 0  # else in main memory
-    handed_over = _frame_bytes(work) if any(has_motion for _, has_motion in work.clips) else 0
+    encodes_clip = work.num_encoded > 1 or any(has_motion for _, has_motion in work.clips)
+    handed_over = _frame_bytes(work) if encodes_clip else 0
     found = {
         "denoise": max(present(name) for name in transformers) + texts + forward + kept,
         "encode": present("vae") + texts + handed_over + _encode_bytes(sizes, work, policy) + kept,
@@ -205,7 +206,7 @@ def _forward_bytes(
         most = max(most, dtype.itemsize * kept + _PLAIN_TURN_BYTES)
     block = tokens * (_STREAM_BYTES + most)
     prepared = 4 * (tokens - layout.num_noise * (not work.has_pose))  # float32, as the scene keeps them
-    return int((block + prepared) * sizes.width)
+    return int((block + prepared) * sizes.width) * work.num_videos
 
 
 def _encode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
@@ -216,11 +217,12 @@ def _encode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
 
 
 def _decode_bytes(sizes: ModelSizes, work: Work, policy: MemoryPolicy) -> int:
-    """Of the VAE's decoder at its highest, in a strip; and the finished frames, once in parts and once together."""
+    """Of the VAE's decoder at its highest, in a strip; and the finished frames, of one video in parts, too."""
     share = _strip_share(work, policy, _DECODE_MARGIN)
     strip = _map_bytes(sizes, work) * share
     past = _carried_past(sizes, work, policy) or _DECODER_PAST * strip
-    return int(past + _DECODER_MAPS * _latents_at_once(sizes, work, policy) * strip) + 2 * _frame_bytes(work)
+    maps = past + _DECODER_MAPS * _latents_at_once(sizes, work, policy) * strip
+    return int(maps) + (1 + work.num_videos) * _frame_bytes(work)
 
 
 def _frame_bytes(work: Work) -> int:

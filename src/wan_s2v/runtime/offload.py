@@ -13,8 +13,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.models.layers import Attention, FeedForward
-from wan_s2v.models.transformer import WanS2VTransformer
 from wan_s2v.runtime.memory import SLOTS, MemoryPolicy, free_bytes
 
 _ALIGNMENT: Final = 256  # bytes; what kernels like to begin at
@@ -133,14 +133,14 @@ class _Visit:
             hook.remove()
         if self._stream is not None:
             self._stream.pause()
-            if isinstance(self._module, WanS2VTransformer):
+            if isinstance(self._module, Backbone):
                 self._module.blocks_in_turn = None
         for place, tensor in self._home:
             place.put(tensor)
         self._home.clear()
 
     def _attach(self, stream: BlockStream) -> None:
-        if isinstance(self._module, WanS2VTransformer):
+        if isinstance(self._module, Backbone):
             self._module.blocks_in_turn = stream.in_turn
             return
         for block in stream.blocks:

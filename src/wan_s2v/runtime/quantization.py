@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor, nn
 
-from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.models.backbone import Backbone
 from wan_s2v.ops.attention_eight_bit import attention_eight_bit
 from wan_s2v.ops.dispatch import kernel_problem
 from wan_s2v.ops.eight_bit import FLOAT8, INT8, Quantized, eight_bit_linear, quantize_rows
@@ -78,7 +78,7 @@ def _has(device: torch.device, capability: tuple[int, int]) -> bool:
 
 
 @torch.no_grad()
-def compute_in_eight_bits(transformer: WanS2VTransformer, device: torch.device) -> None:
+def compute_in_eight_bits(transformer: Backbone, device: torch.device) -> None:
     """All 8-bit compute that a device has: products, and from Ada on attention.
 
     A transformer that a checkpoint brought in float8 computes in float8, where the device can; any other in int8,
@@ -92,7 +92,7 @@ def compute_in_eight_bits(transformer: WanS2VTransformer, device: torch.device) 
 
 
 @torch.no_grad()
-def quantize(transformer: WanS2VTransformer, dtype: torch.dtype, device: torch.device | None = None) -> None:
+def quantize(transformer: Backbone, dtype: torch.dtype, device: torch.device | None = None) -> None:
     """Have the linear layers that work in every step compute in 8 bits; each is replaced before the next is made.
 
     Args:
@@ -105,7 +105,7 @@ def quantize(transformer: WanS2VTransformer, dtype: torch.dtype, device: torch.d
         setattr(parent, name, rounded.to(home))
 
 
-def attend_in_eight_bits(transformer: WanS2VTransformer) -> None:
+def attend_in_eight_bits(transformer: Backbone) -> None:
     """Have every self-attention done in 8 bits, where the head size is one that the kernel takes."""
     size = transformer.config.attention_head_dim
     if size >= _SMALLEST_HEAD and size & (size - 1) == 0:
@@ -113,15 +113,17 @@ def attend_in_eight_bits(transformer: WanS2VTransformer) -> None:
             block.get_submodule("attn1").attend = attention_eight_bit  # type: ignore[assignment]
 
 
-def is_quantized(transformer: WanS2VTransformer) -> bool:
+def is_quantized(transformer: Backbone) -> bool:
     """Whether `quantize` has been here."""
     return any(isinstance(module, EightBitLinear) for module in transformer.modules())
 
 
-def _layers(transformer: WanS2VTransformer) -> Iterator[tuple[nn.Module, str, nn.Linear | PackedLinear]]:
+def _layers(transformer: Backbone) -> Iterator[tuple[nn.Module, str, nn.Linear | PackedLinear]]:
     """(parent, name in it, layer)."""
     blocks = [(block, (*_EVERY_STEP, *_FEED_FORWARD)) for block in transformer.blocks]
-    for module, names in [*blocks, *((layer, _INJECTION) for layer in transformer.audio_injector.attentions)]:
+    injector = getattr(transformer, "audio_injector", None)  # of S2V
+    injections = [] if injector is None else [(layer, _INJECTION) for layer in injector.attentions]
+    for module, names in [*blocks, *injections]:
         for path in names:
             parent, _, name = path.rpartition(".")
             layer = module.get_submodule(path)

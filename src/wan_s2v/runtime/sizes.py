@@ -107,6 +107,7 @@ class Work:
         has_pose: whether a pose video leads.
         carries_past: whether the VAE's decoder goes on from clip to clip, its past kept meanwhile.
         num_encoded: latent frames of pictures that the VAE encodes at the start.
+        num_videos: that go through the transformer together.
     """
 
     height: int
@@ -120,6 +121,7 @@ class Work:
     has_pose: bool = False
     carries_past: bool = False
     num_encoded: int = 1
+    num_videos: int = 1
 
     def layout(self, config: Mapping[str, Any], clip: tuple[int, bool]) -> TokenLayout:
         """Tokens of one clip."""

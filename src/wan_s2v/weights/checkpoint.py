@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from diffusers import AutoencoderKLWan
 from torch import nn
 from transformers import UMT5Config, UMT5EncoderModel, Wav2Vec2Config, Wav2Vec2Model
 
 from wan_s2v.errors import CheckpointError, UsageError
 from wan_s2v.models.config import S2V_14B
 from wan_s2v.models.transformer import WanS2VTransformer
+from wan_s2v.models.video_transformer import WanVideoTransformer
 from wan_s2v.ops.gguf import BLOCKS
 from wan_s2v.weights.configs import (
     count,
@@ -268,7 +269,7 @@ def build_on_meta(name: str, config: Mapping[str, Any]) -> nn.Module:
     """The module of a component, without memory."""
     with torch.device("meta"):
         if name in {"transformer", "transformer_2"}:
-            return WanS2VTransformer(**config) if "audio_inject_layers" in config else WanTransformer3DModel(**config)
+            return WanS2VTransformer(**config) if "audio_inject_layers" in config else WanVideoTransformer(**config)
         if name == "vae":
             return cast(nn.Module, AutoencoderKLWan(**config))
         if name == "text_encoder":
@@ -338,7 +339,7 @@ def _plain_transformer(
     if "head.head.weight" in headers:
         config = plain_transformer_config(task, headers, stated, where)
         return _checked(name, config, headers, plain_transformer_names(config), where)
-    known = inspect.signature(WanTransformer3DModel.__init__).parameters
+    known = inspect.signature(WanVideoTransformer.__init__).parameters
     defaults = {key: item.default for key, item in known.items() if key != "self"}
     return _checked(name, defaults | _keywords(stated, defaults), headers, {}, where)
 

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import WanTransformer3DModel
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoTokenizer, Wav2Vec2FeatureExtractor
 
 from wan_s2v.errors import CheckpointError, UsageError
+from wan_s2v.models.video_transformer import WanVideoTransformer
 from wan_s2v.ops.gguf import BLOCKS
 from wan_s2v.runtime.packed import GGUFLinear, PackedLinear, ScaledLinear
 from wan_s2v.weights.checkpoint import Checkpoint, ModelFiles, build_on_meta
@@ -81,8 +81,7 @@ def load_model(
     `dtype`, but in float32 where diffusers' transformer keeps it so. See `ModelFiles.stays_packed`.
     """
     module = build_on_meta(model.name, model.config)
-    is_plain = isinstance(module, WanTransformer3DModel)
-    exact = set(WanTransformer3DModel._keep_in_fp32_modules) if is_plain else set()
+    exact = set(module._keep_in_fp32_modules if isinstance(module, WanVideoTransformer) else ())
     names = {(stored.file, stored.name): name for name, stored in model.tensors.items()}
     done = 0
     for stored, values in iterate_stored(model.tensors.values()):
@@ -102,16 +101,8 @@ def load_model(
             progress(model.name, done, model.total_bytes)
     if model.name == "text_encoder":
         module.get_submodule("encoder.embed_tokens").weight = module.get_submodule("shared").weight
-    if is_plain:
-        module.rope = _rotary_table(module).to(device)
     assert not any(tensor.is_meta for tensor in chain(module.parameters(), module.buffers())), model.name
     return module.eval()
-
-
-def _rotary_table(transformer: WanTransformer3DModel) -> nn.Module:
-    """Its tables of angles, which are computed and not stored, so that the meta device has none."""
-    config = transformer.config
-    return type(transformer.rope)(config.attention_head_dim, config.patch_size, config.rope_max_seq_len)
 
 
 def _replace_linear(

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -19,12 +19,15 @@ import torch
 from torch import Tensor
 
 from wan_s2v.errors import CheckpointError, UsageError
+from wan_s2v.experts import ExpertName
 from wan_s2v.weights.files import iterate_tensors, read_headers, read_json, read_metadata
-from wan_s2v.weights.lora_keys import Layout, Shape, Slot, lay_out, layer_of, listed
+from wan_s2v.weights.lora_keys import Layout, Shape, Slot, hears_sound, lay_out, layer_of, listed
 
 LoRASource: TypeAlias = str | Path | Mapping[str, Tensor]
 
 MAX_WEIGHT: Final = 100.0
+_NOISE: Final[dict[str, ExpertName]] = {"high": "transformer", "low": "transformer_2"}  # the expert for it
+_NOISE_IN_NAME: Final = re.compile(r"((?i:high|low))[ _.-]?(?i:noise)|(?<![A-Za-z])(HIGH|LOW)(?![A-Za-z])")
 _OF_SOUND: Final = ("audio_encoder.", "audio_injector.")
 _USUAL_FILES: Final = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")
 _METADATA: Final = "lora_adapter_metadata"  # of diffusers: the config as JSON, its keys after the component's name
@@ -32,24 +35,47 @@ _METADATA: Final = "lora_adapter_metadata"  # of diffusers: the config as JSON, 
 
 @dataclass(frozen=True)
 class LoRAFile:
-    """A LoRA file that somebody wants on the model, and how strongly."""
+    """A LoRA file that somebody wants on the model, and how strongly.
+
+    Args:
+        expert: of two experts, the name of the one that it is for; None for both.
+    """
 
     path: Path
     weight: float = 1.0
+    expert: ExpertName | None = None
 
     @classmethod
     def parse(cls, text: str, folder: Path) -> LoRAFile:
-        """From `FILE` or `FILE:WEIGHT`, relative to a folder.
+        """From `FILE[:high|:low][:WEIGHT]`, relative to a folder; without high or low the file's name may say it.
 
         Raises: UsageError if there is no such file or the weight is not accepted.
         """
-        head, colon, tail = text.rpartition(":")
-        path, weight = folder / Path(text).expanduser(), 1.0
-        if colon and not path.exists() and _is_number(tail):
-            path, weight = folder / Path(head).expanduser(), check_weight(float(tail))
+        path, weight, expert = folder / Path(text).expanduser(), 1.0, None
+        head, _, tail = text.rpartition(":")
+        if head and not path.exists() and _is_number(tail):
+            path, weight, text = folder / Path(head).expanduser(), check_weight(float(tail)), head
+            head, _, tail = text.rpartition(":")
+        if head and not path.exists() and tail in _NOISE:
+            path, expert = folder / Path(head).expanduser(), _NOISE[tail]
         if not path.exists():
-            raise UsageError(f"lora={text!r}: there is no file {path}. Pass FILE or FILE:WEIGHT.")
-        return cls(path, weight)
+            raise UsageError(f"lora={text!r}: there is no file {path}. Pass FILE, FILE:WEIGHT or FILE:high:WEIGHT.")
+        return cls(path, weight, expert or _expert_in(path.name))
+
+    def is_for(self, expert: str, experts: Collection[str]) -> bool:
+        """Whether it goes on this one of a model's experts; a single transformer takes every LoRA."""
+        return len(experts) == 1 or self.expert in (None, expert)
+
+    def record(self) -> dict[str, Any]:
+        """As plain strings and numbers."""
+        where = {} if self.expert is None else {"transformer": self.expert}
+        return {"file": str(self.path), "weight": self.weight, **where}
+
+
+def _expert_in(name: str) -> ExpertName | None:
+    """The expert that a file's name says a LoRA is for: as in high_noise_model.safetensors, or x_HIGH.safetensors."""
+    found = {(match[1] or match[2]).lower() for match in _NOISE_IN_NAME.finditer(name)}
+    return _NOISE[found.pop()] if len(found) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -126,13 +152,13 @@ def read_lora(source: LoRASource, config: Mapping[str, Any], *, weight_name: str
         if role == "up_bias":
             scale = pairs[f"{name.removesuffix('bias')}weight"].scale
             differences[name] = differences.get(name, 0.0) + scale * tensors[key].float()
-    return LoRA(opened.name, _fingerprint(tensors), pairs, differences, _notes(opened, layout))
+    return LoRA(opened.name, _fingerprint(tensors), pairs, differences, _notes(opened, layout, hears_sound(config)))
 
 
 def check_lora(file: LoRAFile, config: Mapping[str, Any]) -> tuple[str, ...]:
     """What `read_lora` can tell from the file's header: its notes, or the same errors but that for values."""
     opened = _open(file.path, None)
-    return _notes(opened, _lay_out(opened, config))
+    return _notes(opened, _lay_out(opened, config), hears_sound(config))
 
 
 def lora_shapes(file: LoRAFile, config: Mapping[str, Any]) -> dict[Slot, Shape]:
@@ -245,13 +271,16 @@ def _fingerprint(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _notes(opened: _Opened, layout: Layout) -> tuple[str, ...]:
+def _notes(opened: _Opened, layout: Layout, hears: bool) -> tuple[str, ...]:
+    """What the user should know of a LoRA for a model that hears sound, or does not."""
     name = opened.name
     notes = []
     if layout.left_out:
         count = len(layout.left_out)
-        notes.append(f"{name} was made for an I2V model; {count} tensors of layers that S2V has not are left out: "
-                     f"{listed(layout.left_out)}.")  # fmt: skip
+        notes.append(f"{name} was made for another kind of model; {count} tensors of layers that this one has not are "
+                     f"left out: {listed(layout.left_out)}.")  # fmt: skip
+    elif not hears:
+        return ()
     elif opened.made_for is not None and "s2v" not in opened.made_for.lower():
         notes.append(f"{name} was made for {opened.made_for}, as its metadata say.")
     elif not any(slot.parameter.startswith(_OF_SOUND) for slot in layout.keys):

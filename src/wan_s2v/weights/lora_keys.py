@@ -14,9 +14,8 @@ from functools import lru_cache
 from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from wan_s2v.errors import CheckpointError
-from wan_s2v.models.config import S2V_14B
 from wan_s2v.weights.checkpoint import build_on_meta
-from wan_s2v.weights.names import transformer_names
+from wan_s2v.weights.names import plain_transformer_names, transformer_names
 
 Shape: TypeAlias = tuple[int, ...]
 Role = Literal["down", "up", "up_bias", "alpha", "diff"]
@@ -61,7 +60,7 @@ class Layout(NamedTuple):
 def lay_out(name: str, found: Mapping[str, Shape], config: Mapping[str, Any]) -> Layout:
     """Raises: CheckpointError for any tensor that has no place in the model, and for any that lacks its partner."""
     _require_low_rank(name, found)
-    hashable = tuple((key, _as_tuple(config[key])) for key in S2V_14B)
+    hashable = tuple((key, _as_tuple(value)) for key, value in config.items() if not key.startswith("_"))
     shapes, names = _expected(hashable)
     keys: dict[Slot, str] = {}
     left_out, unknown = [], []
@@ -82,7 +81,9 @@ def lay_out(name: str, found: Mapping[str, Shape], config: Mapping[str, Any]) ->
             "made for another model, or with a method that is not supported. Nothing was changed."
         )
     if not keys:
-        raise CheckpointError(f"{name} changes only layers that S2V has not: {listed(left_out)}. Use another LoRA.")
+        raise CheckpointError(
+            f"{name} changes only layers that this model lacks: {listed(left_out)}. Use another LoRA."
+        )
     _require_partners(keys, name)
     for slot, key in keys.items():
         _require_shape(slot, key, name, found, shapes, keys)
@@ -111,10 +112,16 @@ def _expected(config: tuple[tuple[str, Any], ...]) -> tuple[Mapping[str, Shape],
     model = build_on_meta("transformer", dict(config))
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     names = {}
-    for official, ours in transformer_names(dict(config)).items():
+    table = transformer_names if hears_sound(dict(config)) else plain_transformer_names
+    for official, ours in table(dict(config)).items():
         for spelling in (official, ours):
             names[spelling] = names[spelling.replace(".", "_")] = ours
     return shapes, names
+
+
+def hears_sound(config: Mapping[str, Any]) -> bool:
+    """Whether a transformer of this config is S2V's."""
+    return "audio_inject_layers" in config
 
 
 def _as_tuple(value: Any) -> Any:
