@@ -145,7 +145,6 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> Any:
         boundary_ratio=model.boundary_ratio,
         expand_timesteps=model.task == "ti2v",
     )
-    pipeline.spec = spec
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -114,6 +114,18 @@ def test_low_precision_is_at_most_twice_as_far_from_float32_as_diffusers(plain, 
     assert (_predict(ours.to(dtype)) - truth).norm() <= 2 * (theirs.float() - truth).norm()
 
 
+@pytest.mark.parametrize("timestep", [torch.tensor([700, 300]), torch.tensor([[0.0] * 24 + [640] * 48] * 2)])
+def test_our_kernels_give_the_same_in_the_interpreter(monkeypatch, timestep):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled for the GPU here")
+    model = random_video_transformer()
+    expected = _predict(model, timestep, batch=2)
+    for module in ("norm", "rope", "linear"):
+        monkeypatch.setattr(f"wan_s2v.ops.{module}.runs_kernels", lambda _x: True)
+    assert_close(_predict(model, timestep, batch=2), expected, 1e-4)  # a kernel alone: 5e-6
+
+
 @torch.no_grad()
 def test_text_is_prepared_once_and_changes_nothing():
     model = random_video_transformer()
