@@ -97,9 +97,9 @@ def denoise(
         predict = partial(_predict, choose, latents, timestep.reshape(1))
         sigma, transformer = float(scheduler.sigmas[step]), attempt(choose).transformer
         noise_pred = step_cache.predict(step, sigma, latents, transformer, partial(attempt, predict))
-        check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
+        _check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
-        check_finite(latents, "the latents", step, count, timestep)
+        _check_finite(latents, "the latents", step, count, timestep)
         replacement = on_step(step, timestep, latents) if on_step else None
         latents = latents if replacement is None else replacement
     return latents
@@ -109,7 +109,7 @@ def _predict(choose: Callable[[], Predictor], latents: Tensor, timestep: Tensor)
     return choose().predict(latents, timestep)
 
 
-def check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
+def _check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
     """Raises: NumericsError that names the suspects."""
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).float().mean().item()
