@@ -2,7 +2,7 @@
 
 diffusers' transformers have the very weights of ours, in bfloat16 but for what diffusers keeps in float32. Its VAE is
 in float32, as its documentation advises; ours in float16. Prompts are given as embeddings: no text encoder is loaded or
-timed. Figures are medians of `--repeats` after one call that does not count; the whole run is made once, with few
+timed. Figures are medians of `--repeats` after one call that does not count; the whole run is made once more, with few
 steps, and extrapolated to the model's number by the measured time of a step. Each figure goes to
 `results/family-<gpu>.json` as soon as it is there.
 
@@ -145,7 +145,6 @@ def build(model: Model, dtype: torch.dtype, device: torch.device) -> Any:
         boundary_ratio=model.boundary_ratio,
         expand_timesteps=model.task == "ti2v",
     )
-    pipeline.spec = spec
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -221,7 +220,7 @@ def compare_forward(pipeline: Any, inputs: Inputs, repeats: int, meter: Meter) -
 
 
 def measure_whole(pipeline: Any, model: Model, size: Size, inputs: Inputs, steps: int, meter: Meter) -> Record:
-    """A video of `steps` steps stage by stage, and what one of the model's own number of steps takes."""
+    """A video of `steps` steps, after one of a single step that does not count, and the time of a whole one."""
     step_ends: list[float] = []
 
     def on_step(*_: object) -> dict[str, Any]:
@@ -229,7 +228,7 @@ def measure_whole(pipeline: Any, model: Model, size: Size, inputs: Inputs, steps
         step_ends.append(time.perf_counter())
         return {}
 
-    def run() -> None:
+    def run(steps: int) -> None:
         pipeline(
             prompt=None,
             negative_prompt=None,
@@ -245,10 +244,12 @@ def measure_whole(pipeline: Any, model: Model, size: Size, inputs: Inputs, steps
             callback_on_step_end=on_step,
         )
 
+    run(1)
+    step_ends.clear()
     meter.release()
     meter.forget_peak()
     started = time.perf_counter()
-    run()
+    run(steps)
     meter.wait()
     total_s = time.perf_counter() - started
     step = spread(np.diff(step_ends).tolist())

@@ -114,7 +114,6 @@ def random_video_pipeline(task: Task = "t2v", *, from_picture: bool = False, **c
         boundary_ratio=0.9 if two_experts else None,
         expand_timesteps=task == "ti2v",
     )
-    pipeline.spec = spec
     if takes_picture:
         frame = CroppedFrame if task == "ti2v" else StretchedFrame
         pipeline.video_processor = frame(vae_scale_factor=pipeline.vae_scale_factor_spatial)

@@ -81,7 +81,7 @@ def test_what_is_given_has_priority(folders):
 def test_an_empty_negative_prompt_means_the_official_one(folders):
     pipeline = load(folders["t2v"])
     assert pipeline.plan(prompt="x", negative_prompt="").summary()["negative_prompt"] == SPECS["t2v"].negative_prompt
-    assert pipeline.plan(prompt="x", negative_prompt_embeds=torch.zeros(1)).summary()["negative_prompt"] is None
+    assert pipeline.plan(prompt="x", negative_prompt_embeds=torch.zeros(1, 4, 8)).summary()["negative_prompt"] is None
 
 
 @pytest.mark.parametrize("task", ["t2v", "i2v", "ti2v"])

@@ -301,6 +301,7 @@ def test_embeddings_and_noise_can_be_given():
         ({"num_videos_per_prompt": 0}, "num_videos_per_prompt=0 is not a whole number above 0"),
         ({"prompt_embeds": torch.zeros(1, 4, 16)}, "both is given"),
         ({"prompt": None}, "neither of them is given"),
+        ({"prompt": None, "prompt_embeds": torch.zeros(4, 16)}, r"prompt_embeds has the shape \(4, 16\)"),
         ({"num_frames": 8}, "num_frames=8 is not one more .*: 5, 9"),
         ({"height": 60}, "height=60 is not a multiple of 16.*: 48, 64"),
         ({"latents": torch.zeros(1, 16, 3, 8, 8)}, r"shape \(1, 16, 3, 8, 8\); this video needs \(1, 16, 3, 8, 12\)"),

@@ -17,10 +17,10 @@ from wan_s2v.models.video_transformer import Times, WanVideoTransformer
 from wan_s2v.ops.attention_eight_bit import attention_eight_bit
 from wan_s2v.ops.eight_bit import FLOAT8, INT8
 from wan_s2v.runtime.lora import Adapters, branch_bytes
-from wan_s2v.runtime.memory import MemoryPolicy, stage_bytes
+from wan_s2v.runtime.memory import MemoryPolicy, choose_policy, stage_bytes
 from wan_s2v.runtime.offload import BlockStream, Placement
 from wan_s2v.runtime.quantization import EightBitLinear, attend_in_eight_bits, quantize
-from wan_s2v.runtime.sizes import ModelSizes, Work
+from wan_s2v.runtime.sizes import FULL_VAE, ModelSizes, Work
 from wan_s2v.weights.lora import LoRAFile, read_lora
 from wan_s2v.weights.names import inverse, plain_transformer_names
 
@@ -112,6 +112,18 @@ def test_low_precision_is_at_most_twice_as_far_from_float32_as_diffusers(plain, 
     ours = random_video_transformer()
     ours.load_state_dict(plain.state_dict())
     assert (_predict(ours.to(dtype)) - truth).norm() <= 2 * (theirs.float() - truth).norm()
+
+
+@pytest.mark.parametrize("timestep", [torch.tensor([700, 300]), torch.tensor([[0.0] * 24 + [640] * 48] * 2)])
+def test_our_kernels_give_the_same_in_the_interpreter(monkeypatch, timestep):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    if torch.cuda.is_available():
+        pytest.skip("kernels are compiled for the GPU here")
+    model = random_video_transformer()
+    expected = _predict(model, timestep, batch=2)
+    for module in ("norm", "rope", "linear"):
+        monkeypatch.setattr(f"wan_s2v.ops.{module}.runs_kernels", lambda _x: True)
+    assert_close(_predict(model, timestep, batch=2), expected, 1e-4)  # a kernel alone: 5e-6
 
 
 @torch.no_grad()
@@ -229,3 +241,18 @@ def test_a_forward_takes_the_memory_that_is_planned(dtype):
     with Allocations() as found:
         model.predict(latents, times, frame, text)
     assert 0.9 * planned <= found.peak <= 1.03 * planned
+
+
+def test_both_experts_stand_under_one_policy():
+    """T2V-A14B at its official size, on cards from 16 to 141 GB."""
+    config = random_video_transformer(num_layers=1).config | {
+        "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40, "text_dim": 4096
+    }  # fmt: skip
+    counts = {"transformer": 14_288_491_584, "transformer_2": 14_288_491_584, "vae": FULL_VAE}
+    sizes = ModelSizes(config, counts | {"text_encoder": 5_680_910_336}, 96, 256_384 * 4096, vae_dtype=torch.float16)
+    work = Work(720, 1280, 16, ((21, False),), 40, 2)
+    chosen = [choose_policy(sizes, work, torch.bfloat16, gigabytes * 10**9) for gigabytes in (16, 24, 48, 141)]
+    assert [policy.offload for policy in chosen] == ["block", "block", "model", "none"]
+    assert 0 < chosen[0].resident_blocks < chosen[1].resident_blocks
+    one, both = (stage_bytes(sizes, work, torch.bfloat16, chosen[k])["denoise"] for k in (2, 3))
+    assert both - one > 2 * counts["transformer"]  # the other expert, in 16 bits

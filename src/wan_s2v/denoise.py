@@ -142,9 +142,9 @@ def denoise(
         predict = partial(_predict, choose, latents, timestep.reshape(1))
         sigma, expert = float(scheduler.sigmas[step]), attempt(choose).name
         noise_pred = clip.step_cache.predict(step, sigma, latents, expert, partial(attempt, predict))
-        check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
+        _check_finite(noise_pred, "the transformer's prediction", step, count, timestep)
         latents = scheduler.step(noise_pred, timestep, latents, return_dict=False)[0]
-        check_finite(latents, "the latents", step, count, timestep)
+        _check_finite(latents, "the latents", step, count, timestep)
         clip.denoised = clip.latents - sigma * noise_pred
         clip.latents, clip.step = latents, step + 1
         if on_step is not None:
@@ -156,7 +156,7 @@ def _predict(choose: Callable[[], Predictor], latents: Tensor, timestep: Tensor)
     return choose().predict(latents, timestep)
 
 
-def check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
+def _check_finite(x: Tensor, what: str, step: int, count: int, timestep: Any) -> None:
     """Raises: NumericsError that names the suspects."""
     if not torch.isfinite(x).all():
         bad = (~torch.isfinite(x)).float().mean().item()

@@ -30,6 +30,8 @@ from wan_s2v.weights.names import TASKS
 class WanTextToVideo(WanPipeline, VideoPipeline):
     """To diffusers its `WanPipeline`; keywords default to the official settings of the model."""
 
+    usual_task = "t2v"
+
     def __call__(self, prompt: str | list[str] | None = None, **options: Any) -> Any:
         """Make a video; keywords are those of `VideoPipeline.make` and of `VideoOptions`."""
         return self.make(None, prompt=prompt, **options)
@@ -37,6 +39,8 @@ class WanTextToVideo(WanPipeline, VideoPipeline):
 
 class WanPictureToVideo(WanImageToVideoPipeline, VideoPipeline):
     """To diffusers its `WanImageToVideoPipeline`; height and width follow the picture."""
+
+    usual_task = "i2v"
 
     def __call__(self, image: Any, prompt: str | list[str] | None = None, **options: Any) -> Any:
         """Make a video; keywords are those of `VideoPipeline.make` and of `VideoOptions`.
@@ -67,7 +71,8 @@ def load_pipeline(
         task: "s2v", "t2v", "i2v" or "ti2v"; by default what the checkpoint does. TI2V-5B makes videos from text, or
             from a picture and text with task="i2v".
         torch_dtype: of the transformers; as stored if None, but bfloat16 for weights stored in float32, in which the
-            official program computes. The VAE runs in float32, the text encoder in bfloat16 unless this is float32.
+            official program computes. The VAE runs in float32, but on GPUs in float16 unless this is float32; the text
+            encoder in bfloat16 unless this is float32.
         device_map: "auto" (the GPU computes if there is one; weights stay in main memory where it has no room for
             them), "cuda" (weights on the GPU), "cpu", or None (the CPU; move with `.to`).
         components: folder with the other parts, or their files, where the model is a single transformer file.
@@ -142,5 +147,4 @@ def _build(
         pipeline.video_processor = frame(vae_scale_factor=pipeline.vae_scale_factor_spatial)
     else:
         pipeline = WanTextToVideo(**parts)
-    pipeline.spec = spec
     return pipeline

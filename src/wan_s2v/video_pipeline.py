@@ -25,7 +25,7 @@ from wan_s2v.runtime.offload import Placement
 from wan_s2v.runtime.step_cache import StepCache
 from wan_s2v.schedulers import new_scheduler
 from wan_s2v.video_experts import Prompts, Start, VideoExperts
-from wan_s2v.video_plan import VideoModel, VideoOptions, VideoPlan, VideoSpec, negative_prompt_of, plan_video
+from wan_s2v.video_plan import SPECS, VideoModel, VideoOptions, VideoPlan, VideoSpec, negative_prompt_of, plan_video
 from wan_s2v.weights.names import Task
 
 Callback = Callable[..., dict[str, Any] | None]
@@ -45,20 +45,27 @@ class _Interrupted(Exception):
 class VideoPipeline(ModelRuntime):
     """How the pipelines of family.py run; beside it they inherit one of diffusers', whose parts and keywords they have.
 
-    `spec` has the official settings of the model.
+    `usual_task` is what the model does unless its config says that timesteps are per token, as TI2V's are.
     """
 
-    spec: VideoSpec
+    usual_task: Task
     transformer: WanVideoTransformer
     transformer_2: WanVideoTransformer | None
     _num_predictions = 0  # of the last run
 
+    @property
+    def spec(self) -> VideoSpec:
+        """The official settings of the model."""
+        return SPECS[self._task]
+
+    @property
+    def _task(self) -> Task:
+        return "ti2v" if self.config.expand_timesteps else self.usual_task
+
     def plan(self, picture: Picture | None = None, **options: Any) -> VideoPlan:
         """Check every option; nothing is computed yet. See `VideoOptions`."""
         multiple = self.vae_scale_factor_spatial * self.transformer.config.patch_size[1]
-        task: Task = "t2v" if picture is None else "i2v"
-        task = "ti2v" if self.config.expand_timesteps else task
-        model = VideoModel(task, self.spec, multiple, self.config.boundary_ratio)
+        model = VideoModel(self._task, self.spec, multiple, self.config.boundary_ratio)
         return plan_video(model, VideoOptions.from_keywords(options), picture, has_lora=self.has_lora)
 
     def describe(self, plan: RunPlan) -> dict[str, Any]:

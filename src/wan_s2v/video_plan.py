@@ -117,6 +117,10 @@ class VideoOptions:
         if (self.prompt is None) == (self.prompt_embeds is None):
             given = "both" if self.prompt is not None else "neither of them"
             raise UsageError(f"Of prompt and prompt_embeds {given} is given. Give one of them.")
+        for name in ("prompt_embeds", "negative_prompt_embeds"):
+            embeds = getattr(self, name)
+            if embeds is not None and embeds.ndim != 3:
+                raise UsageError(f"{name} has the shape {tuple(embeds.shape)}. Give (videos, tokens, channels).")
         if self.num_frames is not None and self.num_frames % FRAMES_PER_LATENT != 1:
             low = (self.num_frames - 1) // FRAMES_PER_LATENT * FRAMES_PER_LATENT + 1
             raise UsageError(
