@@ -82,7 +82,7 @@ def test_generate_writes_the_video_and_prints_its_path_alone(wan_s2v, model, tmp
     assert "64x64, 4 frames at 24 fps" in done.err
     assert "seed 5" in done.err
     assert "clip 1 of 1 done" in done.err
-    assert [path.name for path in tmp_path.iterdir()] == ["out.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "out.mp4.json"]
 
 
 def test_json_and_quiet(wan_s2v, model, tmp_path):
@@ -231,14 +231,15 @@ def test_official_flags_that_cannot_be_honoured(official, message):
         translate(official.split())
 
 
-def test_interrupt_leaves_nothing_behind(wan_s2v, model, tmp_path, monkeypatch):
+def test_interrupt_leaves_only_what_is_finished(wan_s2v, model, tmp_path, monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(request.WanS2VPipeline, "_decode_clip", interrupt)
     done = wan_s2v("generate", "-i", IMAGE, "-a", VOICE, "-o", tmp_path / "out.mp4", "-m", model, *FAST, "-q")
     assert (done.code, done.out, done.err.strip()) == (130, "", "error: interrupted")
-    assert not list(tmp_path.iterdir())
+    kept = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert kept == ["out.mp4.partial/clip_00000.safetensors", "out.mp4.partial/run.json"]
 
 
 @pytest.mark.parametrize(

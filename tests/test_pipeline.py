@@ -9,7 +9,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from conftest import MEDIA
+from conftest import MEDIA, assert_close
 from models import random_pipeline, random_transformer
 from PIL import Image
 from torch import nn
@@ -187,7 +187,9 @@ def test_saving_and_loading_is_the_identity(tmp_path, two_experts):
             assert all(torch.equal(value, state[key]) for key, value in stored.items()), name
     assert loaded.config.boundary_ratio == made.config.boundary_ratio
     options = SMALL | {"num_frames": 4, "prompt": "hello"}
-    assert np.array_equal(made(VOICE, PORTRAIT, **options).frames, loaded(VOICE, PORTRAIT, **options).frames)
+    first, again = (run(VOICE, PORTRAIT, output_type="latent", **options).frames for run in (made, loaded))
+    # Weights that are mapped from a file begin elsewhere in memory, and sums of a CPU's products depend on that.
+    assert_close(again, first, 1e-5, "latents")
 
 
 def test_vae_of_the_sixteen_fold_kind_gives_other_size_steps():

@@ -14,6 +14,7 @@ RANKS = {
     "runtime": 2,
     "plan": 3,
     "video_plan": 3,
+    "components": 4,
     "result": 4,
     "job": 4,
     "memory_planning": 4,

@@ -139,6 +139,11 @@ class PartialRun:
         """The run is done."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def remove_if_empty(self) -> None:
+        """Leave nothing behind where nothing was finished."""
+        if not any(True for _ in self.finished_clips()) and not (self.folder / _STEPS).exists():
+            self.remove()
+
     def _write(self, name: str, content: bytes) -> None:
         path, temporary = self.folder / name, self.folder / f".{name}.new"
         try:

@@ -40,10 +40,25 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
     Returns: the record of the run: versions, plan, warnings, clips, and seconds per stage.
     Raises: RunStoppedError after Ctrl-C or SIGTERM.
     """
-    request, plan, needed = wanted.request, wanted.plan, wanted.estimate
-    started = time.perf_counter()
+    request, started = wanted.request, time.perf_counter()
     use_loras(pipeline, request.loras)
     partial_run = begin_run(wanted)
+    try:
+        record = _make(pipeline, wanted, reporter, started)
+    except BaseException:
+        partial_run.remove_if_empty()
+        raise
+    write_sidecar(request.output, record)
+    if request.keep_clips or request.clip_span is not None:
+        partial_run.change_run(finished=True)
+    else:
+        partial_run.remove()
+    return record
+
+
+def _make(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter, started: float) -> dict[str, Any]:
+    """The video; returns its record."""
+    request, plan, needed, partial_run = wanted.request, wanted.plan, wanted.estimate, wanted.partial_run
     reporter.start(plan.clips.num_clips, plan.sampling.num_inference_steps, needed.vae_seconds / needed.seconds)
     clips: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
@@ -71,11 +86,6 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
         "memory_estimate_gib": round(needed.peak_bytes / 2**30, 3),
         "clips": clips,
     }
-    write_sidecar(request.output, record)
-    if request.keep_clips or request.clip_span is not None:
-        partial_run.change_run(finished=True)
-    else:
-        partial_run.remove()
     return record
 
 
