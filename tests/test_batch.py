@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 
 import command_line
+import numpy as np
 import pytest
 from command_line import FAST, IMAGE, VOICE
 from conftest import MEDIA
 
-from wan_s2v.commands import batch
+from wan_s2v.commands import batch, progress
 from wan_s2v.commands.batch import read_jobs
 from wan_s2v.errors import NumericsError, UsageError
-from wan_s2v.video import read_video_info
+from wan_s2v.video import read_frames, read_video_info
 
 model, wan_s2v = command_line.model, command_line.wan_s2v
 SHORT = MEDIA / "talk_0s3.wav"
@@ -208,3 +211,27 @@ def test_report_that_cannot_be_written(wan_s2v, model, folder):
 def test_a_model_that_cannot_be_opened_fails_the_run_at_once(wan_s2v, folder, tmp_path):
     jobs = write_jobs(folder, {"image": "face.jpg", "audio": "one.wav"})
     assert wan_s2v("batch", jobs, "-m", tmp_path / "no-model").code == 2
+
+
+def test_stopping_ends_the_batch_and_the_next_one_goes_on(wan_s2v, model, tmp_path, monkeypatch):
+    """Ctrl-C is for all jobs, not for the one that is being made."""
+    shutil.copy(IMAGE, tmp_path / "p.jpg")
+    jobs = [{"image": "p.jpg", "audio": str(VOICE), "output": f"{name}.mp4", "seed": 1} for name in "ab"]
+    (tmp_path / "jobs.jsonl").write_text("".join(json.dumps(job) + "\n" for job in jobs))
+    words = ("batch", tmp_path / "jobs.jsonl", "-m", model, *FAST, "-q")
+    usual = progress.make_reporter
+
+    class Signalling(progress._Silent):
+        def step(self, *_state):
+            monkeypatch.setattr(progress, "make_reporter", usual)
+            os.kill(os.getpid(), signal.SIGINT)
+            return {}
+
+    monkeypatch.setattr(progress, "make_reporter", lambda *_args, **_more: Signalling())
+    stopped = wan_s2v(*words)
+    assert stopped.code == 130
+    assert sorted(path.name for path in tmp_path.iterdir() if "mp4" in path.name) == ["a.mp4.partial"]
+    assert wan_s2v(*words).code == 0
+    assert sorted(path.name for path in tmp_path.glob("*.mp4")) == ["a.mp4", "b.mp4"]
+    first, second = (list(read_frames(tmp_path / f"{name}.mp4")) for name in "ab")
+    assert all(np.array_equal(one, other) for one, other in zip(first, second, strict=True))

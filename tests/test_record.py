@@ -15,6 +15,7 @@ from PIL import Image
 from test_resume import SIZE, STEPS
 
 from wan_s2v import preview as preview_module
+from wan_s2v.errors import NumericsError
 from wan_s2v.preview import fitted_colours
 from wan_s2v.video import read_frames, read_video_info
 
@@ -117,11 +118,24 @@ def test_events_tell_of_loading_steps_and_clips(made):
     assert [event["time"] for event in events] == sorted(event["time"] for event in events)
 
 
+def test_events_tell_of_a_run_that_fails(wan_s2v, model, tmp_path, monkeypatch):  # noqa: F811
+    def fail(*_args, **_kwargs):
+        raise NumericsError("one line")
+
+    monkeypatch.setattr("wan_s2v.pipeline.WanS2VPipeline._denoise_clip", fail)
+    words = ["generate", "-m", model, "-i", IMAGE, "-a", VOICE, "-o", tmp_path / "out.mp4", *FAST]
+    assert wan_s2v(*words, "--events", tmp_path / "events.jsonl").code == 1
+    last = json.loads((tmp_path / "events.jsonl").read_text().splitlines()[-1])
+    assert (last["event"], last["error"]) == ("failed", "one line")
+    assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
+
+
 def test_events_that_cannot_be_written_are_an_error_before_the_model_loads(wan_s2v, model, tmp_path):  # noqa: F811
     words = ["generate", "-m", model, "-i", IMAGE, "-a", VOICE, "-o", tmp_path / "out.mp4", *FAST]
     failed = wan_s2v(*words, "--events", tmp_path / "none" / "events.jsonl")
     assert failed.code == 1
     assert "Events cannot be written" in failed.errors[0]
+    assert not list(tmp_path.iterdir())
     assert "loaded" not in failed.err
 
 

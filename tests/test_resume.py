@@ -91,6 +91,7 @@ def test_a_stopped_run_goes_on_to_the_same_video(wan_s2v, model, whole, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out.mp4", "out.mp4.json"]
     clips = json.loads((tmp_path / "out.mp4.json").read_text())["clips"]
     assert [found["from_earlier_run"] for found in clips] == [index < clip + (step == 2) for index in range(NUM_CLIPS)]
+    assert all(found["seconds"]["denoise"] > 0 for found in clips)
 
 
 @pytest.mark.parametrize("more", [("--scheduler", "dpm++"), ("--scheduler", "euler"), ("--preset", "fast")])

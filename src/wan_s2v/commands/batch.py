@@ -21,6 +21,7 @@ from wan_s2v.commands.make import make_video
 from wan_s2v.commands.progress import Reporter, duration_text
 from wan_s2v.commands.request import (
     OpenedModel,
+    Preview,
     Request,
     check_files,
     is_out_of_memory,
@@ -29,7 +30,7 @@ from wan_s2v.commands.request import (
     parse_loras,
     preview,
 )
-from wan_s2v.errors import OutputError, UsageError, WanS2VError
+from wan_s2v.errors import OtherRunError, OutputError, RunStoppedError, UsageError, WanS2VError
 from wan_s2v.pipeline import WanS2VPipeline
 from wan_s2v.plan import GenerationOptions
 from wan_s2v.video import read_video_info
@@ -175,16 +176,25 @@ class BatchRun:
                 if not self._overwrite and _is_finished(request.output):
                     yield job, _outcome(job, "skipped")
                     continue
-                preview(request, self._model)
+                self._planned(request)
             except WanS2VError as error:
                 yield job, _outcome(job, "failed", error=str(error))
             else:
                 yield job, request
 
+    def _planned(self, request: Request) -> Preview:
+        """The plan, which goes on from what was kept of the video, unless the job has changed since."""
+        try:
+            return preview(request, self._model)
+        except OtherRunError:
+            return preview(replace(request, fresh=True), self._model)
+
     def _attempt(self, job: Job, request: Request, pipeline: WanS2VPipeline) -> Outcome:
         started = time.perf_counter()
         try:
-            record = make_video(pipeline, preview(request, self._model), self._reporter)
+            record = make_video(pipeline, self._planned(request), self._reporter)
+        except RunStoppedError:  # the user wants no other video now, either
+            raise
         except WanS2VError as error:
             return _outcome(job, "failed", error=str(error))
         except (MemoryError, RuntimeError) as error:

@@ -6,6 +6,7 @@
 {"event": "clip", "clip": from 1}
 {"event": "note", "text": …}
 {"event": "done", "path": …}
+{"event": "failed", "error": …}
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class EventLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._reporter.__exit__(kind, error, trace)
+        if error is not None:
+            self._write("failed", error=str(error) or type(error).__name__)
         self._file.close()
 
     def loading(self, component: str, done: int, total: int) -> None:

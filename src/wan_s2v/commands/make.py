@@ -90,7 +90,9 @@ def _make(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter, started
 
 
 def _clip_record(wanted: Preview, clip: S2VClip, was_kept: bool) -> dict[str, Any]:
-    index = clip.clip.index
+    index, seconds = clip.clip.index, clip.seconds
+    if was_kept and (kept := wanted.partial_run.clip(index)) is not None:
+        seconds = {**kept.seconds, **seconds}
     return {
         "index": index,
         "seed": wanted.plan.clip_seeds[index],
@@ -98,7 +100,7 @@ def _clip_record(wanted: Preview, clip: S2VClip, was_kept: bool) -> dict[str, An
         "num_frames": len(clip.frames),
         "num_predictions": clip.num_predictions,
         "from_earlier_run": was_kept,
-        "seconds": {stage: round(spent, 3) for stage, spent in clip.seconds.items()},
+        "seconds": {stage: round(spent, 3) for stage, spent in seconds.items()},
     }
 
 
