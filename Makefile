@@ -32,4 +32,4 @@ $(VENV)/installed-test: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo.mp4
+	rm -rf $(VENV) demo.mp4*
