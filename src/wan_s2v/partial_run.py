@@ -1,8 +1,8 @@
 """What is finished of a run, in a folder beside its output, so that a run which ended early goes on where it was.
 
 Every file appears complete or not at all: it is written under another name, brought to the disk and renamed. A finished
-clip is kept as its latents and the motion latents that it began with: decoding them again gives the same pixels, in a
-thousandth of the space. Between clips the state of the steps is kept, at least every minute.
+clip is kept as its latents and the motion latents that it began with: decoding them again gives the same pixels, which
+would take 25 times the space. Between clips the state of the steps is kept, at least every minute.
 """
 
 from __future__ import annotations

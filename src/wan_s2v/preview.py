@@ -100,7 +100,7 @@ class StepPicture:
     How latents look is learned from the reference: its pixels as a linear map of its latents, by least squares.
 
     Args:
-        path: of a .png or .jpg, which is replaced in one step.
+        path: of a .png, which is replaced in one step.
         reference: (3, H, W) in [-1, 1].
     """
 
@@ -127,7 +127,7 @@ class StepPicture:
         )
         temporary = self._path.with_name(f".{self._path.name}")
         try:
-            picture.save(temporary, format="JPEG" if self._path.suffix == ".jpg" else "PNG")
+            picture.save(temporary, format="PNG")
             os.replace(temporary, self._path)
         except OSError as error:
             raise OutputError(f"Preview {self._path} cannot be written ({reason_of(error)}). Free space.") from error

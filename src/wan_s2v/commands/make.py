@@ -19,7 +19,7 @@ import numpy as np
 from wan_s2v.commands.interrupts import stopping
 from wan_s2v.commands.progress import Reporter
 from wan_s2v.commands.request import Preview
-from wan_s2v.commands.resume import begin_run, request_record, run_identity
+from wan_s2v.commands.resume import begin_run, request_record
 from wan_s2v.image import apply_framing
 from wan_s2v.lora_loading import LoRALoading
 from wan_s2v.ops.attention import chosen_backends
@@ -42,9 +42,9 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
     """
     request, started = wanted.request, time.perf_counter()
     use_loras(pipeline, request.loras)
-    partial_run = begin_run(wanted)
+    partial_run, identity = wanted.partial_run, begin_run(wanted)
     try:
-        record = _make(pipeline, wanted, reporter, started)
+        record = _make(pipeline, wanted, reporter, started) | {"identity": identity}
     except BaseException:
         partial_run.remove_if_empty()
         raise
@@ -58,7 +58,7 @@ def make_video(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter) ->
 
 def _make(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter, started: float) -> dict[str, Any]:
     """The video; returns its record."""
-    request, plan, needed, partial_run = wanted.request, wanted.plan, wanted.estimate, wanted.partial_run
+    plan, needed, partial_run = wanted.plan, wanted.estimate, wanted.partial_run
     reporter.start(plan.clips.num_clips, plan.sampling.num_inference_steps, needed.vae_seconds / needed.seconds)
     clips: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
@@ -82,7 +82,6 @@ def _make(pipeline: WanS2VPipeline, wanted: Preview, reporter: Reporter, started
     record |= {
         "schema_version": SCHEMA_VERSION,
         "request": request_record(wanted),
-        "identity": run_identity(request, plan, wanted.model),
         "memory_estimate_gib": round(needed.peak_bytes / 2**30, 3),
         "clips": clips,
     }

@@ -118,6 +118,18 @@ class Request:
     clip_span: tuple[int, int] | None = None
     preview_path: Path | None = None
 
+    @property
+    def inputs(self) -> dict[str, Path]:
+        """The files that the video is made of, by what they are."""
+        options = self.options
+        named = {
+            "image": self.image,
+            "audio": self.audio,
+            "vocals": options.vocals_path,
+            "pose video": options.pose_video_path,
+        }
+        return {name: Path(path) for name, path in named.items() if isinstance(path, str | Path)}
+
 
 @dataclass(frozen=True)
 class Preview:
@@ -223,15 +235,8 @@ def lora_bytes(loras: Sequence[LoRAFile], sizes: ModelSizes, dtype: torch.dtype)
 
 def check_files(request: Request) -> None:
     """Raises: UsageError if the video would replace one of its own inputs."""
-    options = request.options
-    inputs = {
-        "image": request.image,
-        "audio": request.audio,
-        "vocals": options.vocals_path,
-        "pose video": options.pose_video_path,
-    }
-    for name, path in inputs.items():
-        if isinstance(path, str | Path) and Path(path).absolute() == request.output.absolute():
+    for name, path in request.inputs.items():
+        if path.absolute() == request.output.absolute():
             raise UsageError(f"Output {request.output} is also the {name}. Choose another output.")
 
 

@@ -43,12 +43,6 @@ _SHOWN: Final = 3  # differences
 def run_identity(request: Request, plan: GenerationPlan, model: OpenedModel) -> dict[str, Any]:
     """Everything that the frames of a run follow from, as JSON."""
     options = plan.options
-    inputs = {
-        "image": request.image,
-        "audio": request.audio,
-        "vocals": options.vocals_path,
-        "pose video": options.pose_video_path,
-    }
     compared = [field.name for field in fields(GenerationOptions) if field.name not in _NOT_COMPARED]
     summary = {name: value for name, value in plan.summary().items() if name not in _NOT_COMPARED_OF_PLAN}
     return {
@@ -58,7 +52,7 @@ def run_identity(request: Request, plan: GenerationPlan, model: OpenedModel) -> 
         **({"CPU threads": torch.get_num_threads()} if model.device.type == "cpu" else {}),
         "weights": model.weights,
         "LoRAs": [[file_digest(lora.path), lora.expert, lora.weight] for lora in request.loras],
-        **{name: file_digest(Path(path)) for name, path in inputs.items() if isinstance(path, str | Path)},
+        **{name: file_digest(path) for name, path in request.inputs.items()},
         **{name: _plain(getattr(options, name)) for name in compared},
         **summary,
     }
@@ -95,17 +89,22 @@ def as_kept(plan: GenerationPlan, kept: dict[str, Any]) -> GenerationPlan:
     return replace(plan, clip_seeds=seeds, clip_prompts=prompts)
 
 
-def begin_run(wanted: Preview) -> PartialRun:
-    """Go on with the run that is kept, or keep this one from now on. Raises: OutputError if it cannot be written."""
+def begin_run(wanted: Preview) -> dict[str, Any]:
+    """Go on with the run that is kept, or keep this one from now on.
+
+    Returns: its `run_identity`.
+    Raises: OutputError if it cannot be written.
+    """
     partial_run, plan = wanted.partial_run, wanted.plan
     kept = None if wanted.request.fresh else partial_run.read_run()
     if kept is not None:
         choose_backends(kept["attention"])  # which were chosen by time, and another one rounds differently
-        return partial_run
+        return kept["identity"]
     partial_run.remove()  # of a run whose end was cut off
+    identity = run_identity(wanted.request, plan, wanted.model)
     partial_run.write_run(
         {
-            "identity": run_identity(wanted.request, plan, wanted.model),
+            "identity": identity,
             "request": request_record(wanted),
             "seed": plan.seed,
             "clip_seeds": list(plan.clip_seeds),
@@ -115,7 +114,7 @@ def begin_run(wanted: Preview) -> PartialRun:
             "attention": chosen_backends(),
         }
     )
-    return partial_run
+    return identity
 
 
 def request_record(wanted: Preview) -> dict[str, Any]:

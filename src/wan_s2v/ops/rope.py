@@ -74,7 +74,7 @@ def plain_norm_and_turn(x: Tensor, weight: Tensor, eps: float, num_heads: int, t
 def apply_rotary(x: Tensor, table: RotaryTable) -> Tensor:
     """Turn channel pairs (2i, 2i+1) of x (B, L, N, D) by the table's angles; computed in float32, same dtype out.
 
-    As products of complex numbers: on a CPU an eighth of the time of sines and cosines one by one.
+    As products of complex numbers, which a CPU does in one pass.
     """
     pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
     turned = pairs * torch.complex(table.cos, table.sin)[:, None]
